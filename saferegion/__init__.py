@@ -1,0 +1,56 @@
+"""Keep a prompt's embedding inside a safe region of the text-embedding space."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .conditioning import Conditioning as Conditioning
+    from .conditioning import Space as Space
+    from .directions import ConceptDirections as ConceptDirections
+    from .directions import Direction as Direction
+    from .errors import SafeRegionError as SafeRegionError
+    from .files import load_directions as load_directions
+    from .fingerprint import Fingerprint as Fingerprint
+    from .fit import compile as compile
+    from .fit import compile_many as compile_many
+    from .library import Library as Library
+    from .library import load_concept as load_concept
+    from .paper import import_paper_vector as import_paper_vector
+    from .recipes import Concept as Concept
+    from .region import SafeRegion as SafeRegion
+    from .report import Report as Report
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Conditioning": "conditioning",
+    "Space": "conditioning",
+    "ConceptDirections": "directions",
+    "Direction": "directions",
+    "SafeRegionError": "errors",
+    "load_directions": "files",
+    "Fingerprint": "fingerprint",
+    "compile": "fit",
+    "compile_many": "fit",
+    "Library": "library",
+    "load_concept": "library",
+    "import_paper_vector": "paper",
+    "Concept": "recipes",
+    "SafeRegion": "region",
+    "Report": "report",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

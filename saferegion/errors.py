@@ -1,0 +1,27 @@
+"""Every refusal of this package is one of these; each message is one sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class SafeRegionError(ValueError):
+    """Base class: whatever cannot be guarded, read or trusted is refused with this."""
+
+
+class ConditioningError(SafeRegionError):
+    """A conditioning that cannot be guarded (shape, dtype, non-finite values, wrong width)."""
+
+
+class EncoderMismatchError(SafeRegionError):
+    """A direction meets the embedding space of another text encoder."""
+
+
+class DirectionFileError(SafeRegionError):
+    """A direction file that cannot be trusted."""
+
+
+class RecipeError(SafeRegionError):
+    """A recipe that does not describe a concept."""
+
+
+class CompileError(SafeRegionError):
+    """A recipe that does not separate on this encoder, or an encoder that returns what cannot be fitted."""

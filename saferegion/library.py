@@ -1,0 +1,185 @@
+"""Where concepts and compiled directions are found, and how what is missing gets compiled."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .directions import ConceptDirections
+from .errors import DirectionFileError, RecipeError, SafeRegionError
+from .files import load_directions, save_directions
+from .fingerprint import Fingerprint, fingerprint_of
+from .fit import BATCH, Encode, Progress, compile_many
+from .recipes import NEUTRAL, Concept, read_neutral, read_recipe
+
+log = logging.getLogger("saferegion")
+
+CACHE_VARIABLE = "SAFE_REGION_CACHE"
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+def vectors_folder() -> Path:
+    """The bundled concepts: ``vectors/`` beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "vectors"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "vectors"
+
+
+def cache_folder() -> Path:
+    """Where compiled directions are kept: ``$SAFE_REGION_CACHE``, else ``safe-region`` in the user's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "safe-region" / "directions"
+
+
+@cache
+def neutral_prompts() -> tuple[str, ...]:
+    """The bundled benign prompts that calibrate every concept."""
+    return read_neutral(vectors_folder() / f"{NEUTRAL}.yaml")
+
+
+def load_concept(name: str | os.PathLike[str]) -> Concept | ConceptDirections:
+    """A bundled concept by its name, or a recipe (``.yaml``) or direction file (``.safetensors``) by its path.
+
+    Raises:
+        RecipeError, DirectionFileError: with a sentence that says what is wrong or which names there are.
+    """
+    return Library().find(name)
+
+
+@dataclass(frozen=True)
+class Library:
+    """Concepts by name in ``folders``, the first that has it; compiled directions in ``cache``."""
+
+    folders: tuple[Path, ...] = ()
+    cache: Path | None = None
+
+    def _folders(self) -> tuple[Path, ...]:
+        return (*self.folders, vectors_folder())
+
+    def names(self) -> list[str]:
+        """All concepts that can be named, sorted."""
+        found = {
+            path.stem
+            for folder in self._folders()
+            if folder.is_dir()
+            for path in folder.iterdir()
+            if path.suffix in (*RECIPE_SUFFIXES, ".safetensors") and not path.name.startswith(".")
+        }
+        return sorted(found - {NEUTRAL})
+
+    def find(self, name: str | os.PathLike[str]) -> Concept | ConceptDirections:
+        """See :func:`load_concept`."""
+        text = os.fspath(name)
+        path = Path(text)
+        if path.suffix == ".safetensors":
+            return load_directions(path)
+        if path.suffix in RECIPE_SUFFIXES:
+            return read_recipe(path)
+        if path.name == text:
+            for folder in self._folders():
+                for suffix in (*RECIPE_SUFFIXES, ".safetensors"):
+                    candidate = folder / f"{text}{suffix}"
+                    if candidate.is_file() and text != NEUTRAL:
+                        return self._named(candidate, text)
+        raise RecipeError(
+            f"There is no concept {text!r}; there are {', '.join(self.names()) or 'none'}, or give a file."
+        )
+
+    @staticmethod
+    def _named(path: Path, name: str) -> Concept | ConceptDirections:
+        found = load_directions(path) if path.suffix == ".safetensors" else read_recipe(path)
+        if isinstance(found, Concept) and found.name != name:
+            raise RecipeError(f"{path.name}: 'name' must be '{name}', as the file is called; got '{found.name}'.")
+        return found
+
+    def directions(
+        self,
+        concepts: Sequence[str | os.PathLike[str] | Concept | ConceptDirections],
+        encode: Encode,
+        neutral: Sequence[str] | None = None,
+        progress: Progress | None = None,
+        *,
+        batch_size: int = BATCH,
+        family: str = "",
+    ) -> list[ConceptDirections]:
+        """Directions of ``concepts`` for the encoder behind ``encode``: read from the cache, compiled where missing.
+
+        A cache that cannot be written or holds a damaged file costs a compile and a warning, never the guard.
+        Two processes that compile the same concept at once both write a whole file of the same content.
+
+        Raises:
+            SafeRegionError: a concept that is unknown, does not compile, or is a direction file of another encoder.
+        """
+        if neutral is None:
+            neutral = neutral_prompts()
+        neutral = [n for n in neutral if n.strip()]
+        found = [c if isinstance(c, Concept | ConceptDirections) else self.find(c) for c in concepts]
+        encoder = fingerprint_of(encode)
+        ready: dict[int, ConceptDirections] = {}
+        missing: list[int] = []
+        for i, concept in enumerate(found):
+            if isinstance(concept, ConceptDirections):
+                if concept.encoder is not None:
+                    concept.encoder.require(encoder, f"'{concept.concept}'")
+                ready[i] = concept
+                continue
+            kept = self._cached(concept, concept.digest(neutral), encoder)
+            if kept is None:
+                missing.append(i)
+            else:
+                ready[i] = kept
+        if missing:
+            wanted = [c for i in missing if isinstance(c := found[i], Concept)]
+            compiled = compile_many(wanted, encode, neutral, progress, batch_size=batch_size, family=family)
+            for i, directions in zip(missing, compiled, strict=True):
+                ready[i] = directions
+                self._keep(directions)
+        return [ready[i] for i in range(len(found))]
+
+    def _file(self, concept: str, recipe: str, encoder: Fingerprint) -> Path:
+        folder = cache_folder() if self.cache is None else self.cache
+        widths = "-".join(f"{n}{w}" for n, w in encoder.widths)
+        return folder / f"{concept}-{recipe[:16]}-{widths}"
+
+    def _cached(self, concept: Concept, recipe: str, encoder: Fingerprint) -> ConceptDirections | None:
+        stem = self._file(concept.name, recipe, encoder)
+        try:
+            candidates = sorted(stem.parent.glob(f"{stem.name}-*.safetensors"))
+        except OSError:
+            return None
+        for path in candidates:
+            try:
+                directions = load_directions(path)
+            except DirectionFileError as error:
+                log.warning("Compiled directions are ignored and made again: %s", error)
+                continue
+            if directions.recipe == recipe and directions.encoder is not None and directions.encoder.matches(encoder):
+                return directions
+        return None
+
+    def _keep(self, directions: ConceptDirections) -> None:
+        if directions.encoder is None:
+            raise SafeRegionError("Only directions of a known encoder are kept.")
+        stem = self._file(directions.concept, directions.recipe, directions.encoder)
+        tag = _short(str(directions.encoder))
+        try:
+            save_directions(directions, stem.parent / f"{stem.name}-{tag}.safetensors")
+        except OSError as error:
+            log.warning(
+                "Compiled directions cannot be kept in %s (%s), so they are compiled again next time; "
+                "set %s to a folder that can be written.",
+                stem.parent,
+                error.strerror or error,
+                CACHE_VARIABLE,
+            )
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,392 @@
+"""The safe region of several concepts, applied to conditionings."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from . import geometry
+from .conditioning import POOLED, TOKENS, Conditioning, Space
+from .directions import ConceptDirections, Direction
+from .errors import ConditioningError, SafeRegionError
+from .report import Report, SpaceReport
+
+MODES = ("project", "steer", "erase")
+LARGEST = 64
+"""Most half-spaces of one region in one space."""
+STRONGEST = 10.0
+"""Largest strength."""
+
+
+class _Borders(NamedTuple):
+    threshold: torch.Tensor  # [T, K]
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    steering: torch.Tensor  # [T, K] strength x weight by position
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """All half-spaces of a region in one space, in canonical order, on one device."""
+
+    directions: tuple[Direction, ...]
+    owner: tuple[int, ...]  # concept of each half-space
+    normal: torch.Tensor  # [K, D]
+    shift: torch.Tensor
+    gram: torch.Tensor  # [K, K] float64 on the CPU, and on the device
+    gram_here: torch.Tensor
+    inverse: torch.Tensor  # pseudo-inverse of the Gram matrix, float32 on the device
+    spread: torch.Tensor  # [K]
+    roundoff: torch.Tensor  # []
+    strength: torch.Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, Direction, float]], device: torch.device) -> _Stack:
+        normal = torch.cat([d.normal for _, d, _ in parts])
+        shift = torch.cat([d.shift for _, d, _ in parts])
+        gram = geometry.gram(normal, shift)
+        spread = [torch.zeros(d.facets) if d.spread is None else d.spread for _, d, _ in parts]
+        return cls(
+            directions=tuple(d for _, d, _ in parts),
+            owner=tuple(i for i, d, _ in parts for _ in range(d.facets)),
+            normal=normal.to(device),
+            shift=shift.to(device),
+            gram=gram,
+            gram_here=gram.float().to(device) if device.type == "mps" else gram.to(device),
+            inverse=torch.linalg.pinv(gram).float().to(device),
+            spread=torch.cat(spread).to(device),
+            roundoff=(geometry.ROUNDING * torch.finfo(torch.float32).eps * (normal.abs() @ shift.abs().T).amax()).to(
+                device
+            ),
+            strength=torch.tensor([s for _, d, s in parts for _ in range(d.facets)]).to(device),
+        )
+
+    def borders(self, length: int) -> _Borders:
+        device = self.normal.device
+
+        def by_position(name: str, missing: float) -> torch.Tensor:
+            columns = []
+            for d in self.directions:
+                value = getattr(d, name)
+                if value is None:
+                    columns.append(torch.full((length, d.facets), missing))
+                    continue
+                rows = value if value.ndim == 2 else value.expand(d.facets, -1)
+                columns.append(rows.T[torch.arange(length) % rows.shape[1]])
+            return torch.cat(columns, dim=1).to(device)
+
+        return _Borders(
+            by_position("threshold", 0.0),
+            by_position("mean", 0.0),
+            by_position("deviation", 1.0),
+            by_position("weight", 1.0) * self.strength,
+        )
+
+
+class SafeRegion:
+    """{ c : v_k·c_t ≤ τ_k for every concept k and every token t that may move }.
+
+    Args:
+        directions: what :func:`saferegion.compile`, :func:`saferegion.load_directions` … return; at least one. Their
+            order changes nothing. All must belong to one text encoder.
+        strength: one number, or concept name -> number (the others keep 1). ``project``: 1 ends on the border, 2 at
+            the calibrated safe mean, below 1 that part of the way. ``steer``: β. ``erase``: the part removed.
+        mode: ``project`` moves only what is outside, to the nearest point inside; ``steer`` moves every token, always,
+            by β·u (Li et al. 2025); ``erase`` sets every score to its benign mean.
+
+    Raises:
+        SafeRegionError: no concept, a strength out of range, an unknown mode, directions of different encoders, or a
+            direction without a border in a mode that needs one.
+    """
+
+    def __init__(
+        self,
+        directions: Sequence[ConceptDirections],
+        strength: float | Mapping[str, float] = 1.0,
+        mode: str = "project",
+    ) -> None:
+        self.directions = tuple(directions)
+        self.mode = mode
+        if not self.directions:
+            raise SafeRegionError("A safe region needs at least one concept.")
+        if mode not in MODES:
+            raise SafeRegionError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
+        self.names = tuple(d.concept for d in self.directions)
+        self.strengths = _strengths(self.names, strength)
+        for d in self.directions:
+            if mode != "steer" and not d.calibrated:
+                raise SafeRegionError(
+                    f"'{d.concept}' has no calibrated border (it is {d.method}) and can only steer: use mode 'steer'."
+                )
+            if mode == "project" and d.kind != "exclude":
+                raise SafeRegionError(
+                    f"'{d.concept}' is an axis to balance, not a concept to keep out: use mode 'erase'."
+                )
+        known = [d for d in self.directions if d.encoder is not None]
+        for d in known[1:]:
+            known[0].encoder.require(d.encoder, f"'{known[0].concept}' ({d.concept} beside it)")  # type: ignore[union-attr]
+        self.encoder = known[0].encoder if known else None
+        order = sorted(range(len(self.directions)), key=lambda i: (self.names[i], _digest(self.directions[i])))
+        self._parts: dict[str, list[tuple[int, Direction, float]]] = {}
+        for i in order:
+            for space, direction in self.directions[i].spaces.items():
+                parts = self._parts.setdefault(space, [])
+                if self.strengths[i] > 0:
+                    parts.append((i, direction, self.strengths[i]))
+        for space, parts in self._parts.items():
+            if len({d.width for _, d, _ in parts}) > 1:
+                raise SafeRegionError(
+                    f"The concepts disagree on the width of space '{space}': compile them for one encoder."
+                )
+            if sum(d.facets for _, d, _ in parts) > LARGEST:
+                raise SafeRegionError(
+                    f"A region holds at most {LARGEST} half-spaces a space; switch some concepts off."
+                )
+        self._stacks: dict[tuple[str, torch.device], _Stack] = {}
+        self._borders: dict[tuple[str, torch.device, int], _Borders] = {}
+
+    def __repr__(self) -> str:
+        return f"SafeRegion({', '.join(self.names)}; mode={self.mode})"
+
+    # -- once a generation ---------------------------------------------------------------------------------------
+
+    def apply(self, c: Conditioning) -> tuple[Conditioning, Report]:
+        """Guard a conditioning, once a generation; reads the scores back, so it synchronises once.
+
+        Returns:
+            The guarded conditioning, which is ``c`` itself where nothing had to move, and the report.
+
+        Raises:
+            ConditioningError: a width, space or encoder that the region does not know, NaN or infinite values, or
+                concepts that contradict each other so that no point is inside.
+        """
+        views = self._views(c)
+        found = [self._guard(name, view, movable) for name, view, movable, _ in views]
+        report = Report(
+            self.mode,
+            self.names,
+            tuple(d.title or d.concept for d in self.directions),
+            self.strengths,
+            tuple(r for _, r in found),
+        )
+        if not any(new is not None for new, _ in found):
+            return c, report
+        tokens, pooled = c.tokens, c.pooled
+        for (name, _, _, place), (new, _) in zip(views, found, strict=True):
+            if new is None:
+                continue
+            if name == POOLED:
+                pooled = new[:, 0]
+            elif new.shape == tokens.shape:
+                tokens = new
+            else:
+                tokens = tokens.clone() if tokens is c.tokens else tokens
+                tokens[:, place.rows, place.channels] = new
+        return c.replace(tokens, pooled), report
+
+    def score(self, c: Conditioning) -> torch.Tensor:
+        """``[B, K]`` float32, K in the order given: distance outside the border in benign standard deviations, the
+        largest over tokens, spaces and half-spaces; at most 0 inside. Raises ConditioningError as :meth:`apply`."""
+        columns: list[list[torch.Tensor]] = [[] for _ in self.names]
+        for name, view, movable, _ in self._views(c):
+            stack = self._stack(name, view.device)
+            b = self._at(name, view.device, view.shape[1])
+            far = (geometry.scores(view.float(), stack.normal) - b.threshold) / b.deviation
+            if movable is not None:
+                far = far.masked_fill(~movable.to(far.device).unsqueeze(-1), -math.inf)
+            calibrated = [d.calibrated for d in stack.directions for _ in range(d.facets)]
+            for k, owner in enumerate(stack.owner):
+                if calibrated[k]:
+                    columns[owner].append(
+                        far[:, :, k].amax(1) if far.shape[1] else far.new_full((len(far),), -math.inf)
+                    )
+        empty = torch.full((c.tokens.shape[0],), -math.inf, device=c.tokens.device)
+        return torch.stack([torch.stack([empty, *col]).amax(0) for col in columns], dim=1)
+
+    # -- inside a graph ------------------------------------------------------------------------------------------
+
+    def project(
+        self, tokens: torch.Tensor, movable: torch.Tensor | None = None, spaces: tuple[Space, ...] | None = None
+    ) -> torch.Tensor:
+        """The same as :meth:`apply` on plain tensors ``[B, T, D]``: no synchronisation, no data-dependent control
+        flow, a new tensor of the caller's dtype and device, bit-identical where nothing moves."""
+        result = tokens
+        for space in spaces or TOKENS:
+            if space.name not in self._parts:
+                raise ConditioningError(_unknown_space(space.name, self._parts))
+            if not self._parts[space.name]:
+                continue
+            view = tokens[:, space.rows, space.channels]
+            may = None if movable is None else movable[:, space.rows]
+            new = self._in_graph(space.name, view, may)
+            if new.shape == tokens.shape:
+                result = new
+            else:
+                result = result.clone()
+                result[:, space.rows, space.channels] = new
+        return result
+
+    def project_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
+        """As :meth:`project`, for a pooled vector ``[B, P]``."""
+        if POOLED not in self._parts:
+            raise ConditioningError(_unknown_space(POOLED, self._parts))
+        return self._in_graph(POOLED, pooled.unsqueeze(1), None)[:, 0] if self._parts[POOLED] else pooled
+
+    def at(self, fraction: float) -> SafeRegion | None:
+        """The region of the concepts whose step window holds ``fraction`` of the sampling (0 first step, 1 end)."""
+        inside = [
+            i
+            for i, d in enumerate(self.directions)
+            if d.window[0] <= fraction < d.window[1] or (fraction >= 1 and d.window[1] == 1)
+        ]
+        if len(inside) == len(self.directions):
+            return self
+        if not inside:
+            return None
+        return SafeRegion(
+            [self.directions[i] for i in inside], {self.names[i]: self.strengths[i] for i in inside}, self.mode
+        )
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _in_graph(self, name: str, view: torch.Tensor, movable: torch.Tensor | None) -> torch.Tensor:
+        stack = self._stack(name, view.device)
+        _same_width(name, view, stack)
+        b = self._at(name, view.device, view.shape[1])
+        if self.mode == "steer":
+            return geometry.move(view, b.steering, stack.shift, movable)
+        z = geometry.scores(view.float(), stack.normal)
+        if self.mode == "erase":
+            return geometry.move(view, _erasing(z - b.mean, stack), stack.shift, movable)
+        over = geometry.outside(z, b.threshold, movable)
+        amount = geometry.amounts(
+            z, over, stack.gram_here, b.threshold, b.mean, _margin(view, stack), stack.roundoff, stack.strength
+        )
+        return geometry.move(view, amount, stack.shift, over.any(-1))
+
+    def _guard(
+        self, name: str, view: torch.Tensor, movable: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, SpaceReport]:
+        stack = self._stack(name, view.device)
+        z = geometry.scores(view.float(), stack.normal)
+        seen = z.detach().cpu()  # the one synchronisation
+        if not bool(torch.isfinite(seen).all()):
+            raise ConditioningError(
+                f"The conditioning holds NaN or infinite values in space '{name}', so it cannot be guarded; "
+                "check the text encoder and the prompt weights."
+            )
+        here = self._at(name, torch.device("cpu"), view.shape[1])
+        over = geometry.outside(seen, here.threshold, None if movable is None else movable.cpu())
+        calibrated = torch.tensor([d.calibrated for d in stack.directions for _ in range(d.facets)])
+        may = torch.ones(seen.shape[:2], dtype=torch.bool) if movable is None else movable.cpu()
+        moves = over.any(-1) if self.mode == "project" else may
+        report = SpaceReport(name, seen, here.threshold, here.deviation, calibrated, stack.owner, may, moves)
+        if self.mode != "project":
+            new = self._in_graph(name, view, None if movable is None else movable.to(view.device))
+            report.scores_after = lambda: geometry.scores(new.detach().float(), stack.normal).cpu()
+            return (new if new.numel() else None), report
+        if not bool(moves.any()):
+            return None, report
+        rows = moves.nonzero(as_tuple=True)
+        thr, mean, strength = here.threshold[rows[1]], here.mean[rows[1]], stack.strength.cpu()
+        margin = _margin(view, stack).cpu()
+        amount = geometry.amounts(
+            seen[rows], over[rows], stack.gram, thr, mean, margin, stack.roundoff.cpu(), strength, until_settled=True
+        )
+        left = seen[rows].double() - amount.double() @ stack.gram.T - thr
+        if bool((strength >= 1).all()) and bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
+            raise ConditioningError(
+                "These concepts contradict each other here: no point is inside all of them; switch one off or lower "
+                "its strength."
+            )
+        whole = torch.zeros_like(seen)
+        whole[rows] = amount
+        new = geometry.move(view, whole.to(view.device), stack.shift, moves.to(view.device))
+        report.scores_after = lambda: geometry.scores(new.detach().float(), stack.normal).cpu()
+        return new, report
+
+    def _views(self, c: Conditioning) -> list[tuple[str, torch.Tensor, torch.Tensor | None, Space]]:
+        if self.encoder is not None and c.encoder is not None:
+            self.encoder.require(c.encoder, "This safe region")
+        views: list[tuple[str, torch.Tensor, torch.Tensor | None, Space]] = []
+        for space in c.spaces or TOKENS:
+            view = c.tokens[:, space.rows, space.channels]
+            movable = None if c.movable is None else c.movable[:, space.rows]
+            views.append((space.name, view, movable, space))
+        if c.pooled is not None and (POOLED in self._parts or self.mode != "steer"):
+            views.append((POOLED, c.pooled.unsqueeze(1), None, Space("unused")))
+        for name, view, _, _ in views:
+            if name not in self._parts:
+                raise ConditioningError(_unknown_space(name, self._parts))
+            if self._parts[name]:
+                _same_width(name, view, self._stack(name, view.device))
+        return [view for view in views if self._parts[view[0]]]
+
+    def _stack(self, name: str, device: torch.device) -> _Stack:
+        key = (name, device)
+        if key not in self._stacks:
+            self._stacks[key] = _Stack.of(self._parts[name], device)
+        return self._stacks[key]
+
+    def _at(self, name: str, device: torch.device, length: int) -> _Borders:
+        key = (name, device, length)
+        if key not in self._borders:
+            if len(self._borders) >= 256:
+                self._borders.clear()
+            self._borders[key] = self._stack(name, device).borders(length)
+        return self._borders[key]
+
+
+def _margin(view: torch.Tensor, stack: _Stack) -> torch.Tensor:
+    return geometry.ROUNDING * torch.finfo(view.dtype).eps * stack.spread
+
+
+def _erasing(away: torch.Tensor, stack: _Stack) -> torch.Tensor:
+    return geometry.scores(away, stack.inverse) * stack.strength
+
+
+def _same_width(name: str, view: torch.Tensor, stack: _Stack) -> None:
+    if view.shape[-1] != stack.normal.shape[1]:
+        raise ConditioningError(
+            f"Space '{name}' of this conditioning is {view.shape[-1]} wide and the directions are "
+            f"{stack.normal.shape[1]} wide: compile the concepts for this encoder."
+        )
+
+
+def _unknown_space(name: str, known: Mapping[str, object]) -> str:
+    return (
+        f"The region has no direction for space '{name}' (it has {', '.join(sorted(known))}), so this conditioning "
+        "cannot be guarded: compile the concepts for this encoder."
+    )
+
+
+def _strengths(names: tuple[str, ...], strength: float | Mapping[str, float]) -> tuple[float, ...]:
+    if isinstance(strength, Mapping):
+        unknown = sorted(set(strength) - set(names))
+        if unknown:
+            raise SafeRegionError(
+                f"A strength is given for {unknown[0]!r}, which is not in the region ({', '.join(names)})."
+            )
+        values = [strength.get(n, 1.0) for n in names]
+    else:
+        values = [strength] * len(names)
+    for name, value in zip(names, values, strict=True):
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= STRONGEST
+        if not good:
+            raise SafeRegionError(f"The strength of '{name}' must be a number from 0 to {STRONGEST:g}; got {value!r}.")
+    return tuple(float(v) for v in values)
+
+
+def _digest(directions: ConceptDirections) -> bytes:
+    h = hashlib.sha256()
+    for space, direction in sorted(directions.spaces.items()):
+        h.update(space.encode())
+        for name, tensor in direction.tensors().items():
+            h.update(name.encode())
+            h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return h.digest()
