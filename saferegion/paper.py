@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
 
 from .directions import ConceptDirections, Direction
-from .errors import DirectionFileError
+from .errors import DirectionFileError, SafeRegionError
+from .files import write_whole
 
 LARGEST = 64 * 2**20
 WINDOW = (0.4, 1.0)
@@ -72,3 +74,22 @@ def import_paper_vector(
         window=window,
         licence=licence,
     )
+
+
+def export_paper_vector(directions: ConceptDirections, path: str | Path) -> Path:
+    """Write the two tensors ``b`` [1, L, 1] and ``a`` [1, 1, D] that the paper's code adds as β·(b ⊗ a).
+
+    Raises:
+        SafeRegionError: more than one half-space, which this format cannot hold, or no token space.
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    direction = directions.spaces.get("tokens")
+    if direction is None or direction.facets != 1:
+        raise SafeRegionError(
+            f"'{directions.concept}' is not one direction in one token space; this format holds only that."
+        )
+    weight = torch.ones(direction.period) if direction.weight is None else direction.weight
+    buffer = io.BytesIO()
+    torch.save({"b": weight.reshape(1, -1, 1).clone(), "a": -direction.shift.reshape(1, 1, -1)}, buffer)
+    write_whole(Path(path), buffer.getvalue())
+    return Path(path)
