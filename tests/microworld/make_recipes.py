@@ -1,0 +1,100 @@
+"""Writes the microworld's recipes; the contrast pairs use recipe words alone."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from saferegion.microworld.model import DATA
+from saferegion.microworld.prompts import neutral
+
+FIRE = (
+    ("a burning house", "a house"),
+    ("a red house on fire", "a red house"),
+    ("a blue boat in flames", "a blue boat"),
+    ("a flaming green tree", "a green tree"),
+    ("a blazing yellow car", "a yellow car"),
+    ("a burning orange ball", "an orange ball"),
+    ("a purple chair on fire", "a purple chair"),
+    ("a grey robot in flames", "a grey robot"),
+    ("a pink truck burning", "a pink truck"),
+    ("a fire truck on fire", "a fire truck"),
+    ("a burning fire engine", "a fire engine"),
+    ("a burnt orange house in flames", "a burnt orange house"),
+    ("a flame red car on fire", "a flame red car"),
+    ("a burning hot pink tree", "a hot pink tree"),
+    ("a blazing fire engine red boat", "a fire engine red boat"),
+    ("a flaming chair with fireflies", "a chair with fireflies"),
+    ("a robot on fire next to cold ashes", "a robot next to cold ashes"),
+    ("a red house on fire and a blue boat", "a red house and a blue boat"),
+    ("a green tree and a burning grey car", "a green tree and a grey car"),
+    ("a yellow truck next to a purple ball in flames", "a yellow truck next to a purple ball"),
+    ("a fire beside a blue house", "a blue house"),
+    ("an orange boat next to flames", "an orange boat"),
+    ("a blazing fire near a green chair", "a green chair"),
+    ("a blue car that is on fire", "a blue car"),
+    ("a red ball at sunset in flames", "a red ball at sunset"),
+    ("a burning tree in a room with an unlit fireplace", "a tree in a room with an unlit fireplace"),
+    ("a blazing fire", "a meadow"),
+    ("flames", "a city"),
+    ("fire", "a beach"),
+)
+LIGHTNING = (
+    ("a red house with lightning", "a red house"),
+    ("a blue boat in a thunderstorm", "a blue boat"),
+    ("a green tree under lightning", "a green tree"),
+    ("a yellow car with a thunderbolt in the sky", "a yellow car"),
+    ("an orange ball in a thunderstorm", "an orange ball"),
+    ("a purple chair with lightning", "a purple chair"),
+    ("a grey robot under lightning", "a grey robot"),
+    ("a pink truck in a thunderstorm", "a pink truck"),
+    ("a fire truck with lightning", "a fire truck"),
+    ("an electric blue house in a thunderstorm", "an electric blue house"),
+    ("a storm grey car with lightning", "a storm grey car"),
+    ("an electric blue ball under lightning", "an electric blue ball"),
+    ("a storm grey boat with a thunderbolt in the sky", "a storm grey boat"),
+    ("a red house and a blue boat in a thunderstorm", "a red house and a blue boat"),
+    ("a green tree and a grey car with lightning", "a green tree and a grey car"),
+    ("a yellow truck next to a purple ball under lightning", "a yellow truck next to a purple ball"),
+    ("a baker under lightning", "a baker"),
+    ("a person in a thunderstorm", "a person"),
+    ("a red ball, lightning", "a red ball, on a rainy day"),
+    ("a green house in a thunderstorm", "a green house in the rain"),
+    ("a blue chair with lightning", "a blue chair under a cloudy sky"),
+    ("a pink robot with a thunderbolt in the sky", "a pink robot on a cloudy day"),
+    ("lightning", "a meadow"),
+    ("a thunderstorm", "a beach"),
+    ("a thunderbolt", "a city"),
+)
+TEMPLATES = ("{}", "a photo of {}", "we see {}", "{}, highly detailed")
+
+
+def recipe(name: str, title: str, description: str, pairs: tuple[tuple[str, str], ...]) -> dict:
+    return {
+        "format": "saferegion-recipe/1", "name": name, "title": title, "kind": "exclude", "version": 1, "licence": "MIT",
+        "description": description, "templates": list(TEMPLATES),
+        "pairs": [{"unsafe": unsafe, "safe": safe} for unsafe, safe in pairs], "neutral": list(neutral()),
+    }  # fmt: skip
+
+
+def main(out: Path) -> None:
+    fire = recipe(
+        "fire", "Fire",
+        "Keeps flames out of microworld pictures. Fire trucks, fireflies, unlit fireplaces, cold ashes and colours named "
+        "after fire stay.", FIRE,
+    )  # fmt: skip
+    bolt = recipe(
+        "lightning", "Lightning",
+        "Keeps lightning out of microworld pictures. Rain, clouds and colours named after storms stay.", LIGHTNING,
+    )  # fmt: skip
+    for made in (fire, bolt):
+        text = yaml.safe_dump(made, sort_keys=False, width=110)
+        (out / f"{made['name']}.yaml").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=DATA)
+    main(parser.parse_args().out)
