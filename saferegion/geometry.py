@@ -21,8 +21,14 @@ NEWTON_STEPS = 16
 """Active-set steps of :func:`complementary`. K = 64 normals with condition number 3,000 needed 7."""
 
 ROUNDING = 2.0
-"""How far inside the border a moved token lands, in units of eps × spread (about six standard deviations of what
-rounding to the caller's dtype does to a score), so that projecting twice changes nothing."""
+"""How far inside the border a moved token lands, in units of eps × root of Σ_d (v_d c_d)² (about six standard
+deviations of what rounding to the caller's dtype does to a score), so that projecting twice changes nothing."""
+
+_SUMMING = 8.0
+"""The same, in units of float32's eps, against the rounding of the score's own sum."""
+
+_SETTLED = 1e-6
+"""How far outside :func:`complementary` takes for inside, relative to 1 + the largest excess."""
 
 _DUPLICATE_RIDGE = 1e-8
 """Relative ridge on the Gram matrix, so that one concept named twice has a solution."""
@@ -79,22 +85,35 @@ def complementary(
         if bool(((left <= tolerance) & ((a == 0) | (left >= -tolerance))).all()):
             return a
     eye = torch.eye(len(g), dtype=kind, device=g.device)
-    g_ridge = g + _DUPLICATE_RIDGE * eye
-    active = (e > 0).to(kind)
-    a = a.to(kind)
+    g_ridge, zero = g + _DUPLICATE_RIDGE * eye, torch.zeros((), dtype=kind, device=g.device)
+    active = e > 0
     for _ in range(steps):
-        both = active.unsqueeze(-1) * active.unsqueeze(-2)
-        system = both * g_ridge + (1 - active).unsqueeze(-1) * eye
-        a = torch.linalg.solve_ex(system, active * e, check_errors=False)[0] * active
+        system = torch.where(active.unsqueeze(-1) & active.unsqueeze(-2), g_ridge, eye)
+        a = torch.linalg.solve_ex(system, torch.where(active, e, zero), check_errors=False)[0]
         left = e - a @ g.T
-        before, active = active, torch.where(active > 0, a > 0, left > tolerance).to(kind)
+        before, active = active, torch.where(active, a > 0, left > tolerance)
         if until_settled and torch.equal(before, active):
             break
     a = torch.nan_to_num(a, nan=0.0, posinf=0.0, neginf=0.0).clamp_min(0)
     for _ in range(2):
         left = e - a @ g.T
-        a = a + torch.where(left > tolerance, left, 0)
+        a = a + torch.where(left > tolerance, left, zero)
     return a.to(excess.dtype)
+
+
+def margin(tokens: torch.Tensor, dtype: torch.dtype, normal: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """How far inside the border float32 ``tokens`` [..., D] must land so that rounding them to ``dtype`` leaves them
+    inside -> [..., K]. ``spread`` [K]: the size of a benign token, below which it does not go."""
+    tokens = tokens.detach()
+    size = scores(tokens * tokens, normal * normal).clamp_min(0).sqrt()
+    single = torch.finfo(torch.float32).eps
+    return (ROUNDING * torch.finfo(dtype).eps + _SUMMING * single) * torch.maximum(size, spread)
+
+
+def roundoff(dtype: torch.dtype, along: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """What rounding adds to a score, as a share of the longest move; ``along`` and ``across`` are the largest
+    Σ_d |v_d u_d| and root of Σ_d (v_d u_d)² of any two half-spaces."""
+    return ROUNDING * (torch.finfo(torch.float32).eps * along + torch.finfo(dtype).eps * across)
 
 
 def outside(z: torch.Tensor, threshold: torch.Tensor, movable: torch.Tensor | None) -> torch.Tensor:
@@ -119,13 +138,14 @@ def amounts(
     Args:
         z: ``[..., K]`` scores. over: bool ``[..., K]``. gram: ``[K, K]``.
         threshold, mean: broadcastable to z; τ and the benign mean of z.
-        margin: ``[K]``, how far inside the border a token lands, against rounding the result (:data:`ROUNDING`).
-        roundoff: ``[]``, the same against rounding while moving, as a share of the longest move.
+        margin: ``[..., K]``, how far inside the border a token lands, from :func:`margin`.
+        roundoff: ``[]``, the same as a share of the longest move, from :func:`roundoff`.
         strength: ``[K]``; 1 ends on the border, 2 at the benign mean, below 1 goes that part of the way.
     """
     deeper = (strength - 1).clamp_min(0) * (threshold - mean)
     excess = z - threshold + torch.where(over, deeper, 0)
-    excess = excess + margin + roundoff * excess.amax(-1, keepdim=True).clamp_min(0)
+    longest = excess.amax(-1, keepdim=True).clamp_min(0)
+    excess = excess + margin + (roundoff + 2 * _SETTLED) * longest + 2 * _SETTLED
     excess = torch.where(over.any(-1, keepdim=True), excess, -1.0)
     return complementary(excess, gram, until_settled=until_settled) * strength.clamp_max(1)
 

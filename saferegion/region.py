@@ -42,7 +42,8 @@ class _Stack:
     gram_here: torch.Tensor
     inverse: torch.Tensor  # pseudo-inverse of the Gram matrix, float32 on the device
     spread: torch.Tensor  # [K]
-    roundoff: torch.Tensor  # []
+    along: torch.Tensor  # [] largest Σ_d |v_d u_d|
+    across: torch.Tensor  # [] largest root of Σ_d (v_d u_d)²
     strength: torch.Tensor
 
     @classmethod
@@ -60,9 +61,8 @@ class _Stack:
             gram_here=gram.float().to(device) if device.type == "mps" else gram.to(device),
             inverse=torch.linalg.pinv(gram).float().to(device),
             spread=torch.cat(spread).to(device),
-            roundoff=(geometry.ROUNDING * torch.finfo(torch.float32).eps * (normal.abs() @ shift.abs().T).amax()).to(
-                device
-            ),
+            along=geometry.gram(normal.abs(), shift.abs()).amax().float().to(device),
+            across=geometry.gram(normal**2, shift**2).amax().sqrt().float().to(device),
             strength=torch.tensor([s for _, d, s in parts for _ in range(d.facets)]).to(device),
         )
 
@@ -264,8 +264,9 @@ class SafeRegion:
         if self.mode == "erase":
             return geometry.move(view, _erasing(z - b.mean, stack), stack.shift, movable)
         over = geometry.outside(z, b.threshold, movable)
+        margin, roundoff = _rounding(view, view.dtype, stack)
         amount = geometry.amounts(
-            z, over, stack.gram_here, b.threshold, b.mean, _margin(view, stack), stack.roundoff, stack.strength
+            z, over, stack.gram_here, b.threshold, b.mean, margin, roundoff, stack.strength
         )
         return geometry.move(view, amount, stack.shift, over.any(-1))
 
@@ -294,9 +295,9 @@ class SafeRegion:
             return None, report
         rows = moves.nonzero(as_tuple=True)
         thr, mean, strength = here.threshold[rows[1]], here.mean[rows[1]], stack.strength.cpu()
-        margin = _margin(view, stack).cpu()
+        margin, roundoff = _rounding(view[tuple(r.to(view.device) for r in rows)], view.dtype, stack)
         amount = geometry.amounts(
-            seen[rows], over[rows], stack.gram, thr, mean, margin, stack.roundoff.cpu(), strength, until_settled=True
+            seen[rows], over[rows], stack.gram, thr, mean, margin.cpu(), roundoff.cpu(), strength, until_settled=True
         )
         left = seen[rows].double() - amount.double() @ stack.gram.T - thr
         if bool((strength >= 1).all()) and bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
@@ -342,8 +343,9 @@ class SafeRegion:
         return self._borders[key]
 
 
-def _margin(view: torch.Tensor, stack: _Stack) -> torch.Tensor:
-    return geometry.ROUNDING * torch.finfo(view.dtype).eps * stack.spread
+def _rounding(view: torch.Tensor, dtype: torch.dtype, stack: _Stack) -> tuple[torch.Tensor, torch.Tensor]:
+    margin = geometry.margin(view.float(), dtype, stack.normal, stack.spread)
+    return margin, geometry.roundoff(dtype, stack.along, stack.across)
 
 
 def _erasing(away: torch.Tensor, stack: _Stack) -> torch.Tensor:
