@@ -22,6 +22,10 @@ LARGEST = 64
 STRONGEST = 10.0
 """Largest strength."""
 
+_PARALLEL = 1e-6
+"""Singular values of the Gram matrix below this share of the largest are taken for zero when erasing: they come from
+concepts that are nearly the same, and their inverse would be nothing but rounding."""
+
 
 class _Borders(NamedTuple):
     threshold: torch.Tensor  # [T, K]
@@ -59,7 +63,7 @@ class _Stack:
             shift=shift.to(device),
             gram=gram,
             gram_here=gram.float().to(device) if device.type == "mps" else gram.to(device),
-            inverse=torch.linalg.pinv(gram).float().to(device),
+            inverse=torch.linalg.pinv(gram, rtol=_PARALLEL).float().to(device),
             spread=torch.cat(spread).to(device),
             along=geometry.gram(normal.abs(), shift.abs()).amax().float().to(device),
             across=geometry.gram(normal**2, shift**2).amax().sqrt().float().to(device),
@@ -197,6 +201,8 @@ class SafeRegion:
             stack = self._stack(name, view.device)
             b = self._at(name, view.device, view.shape[1])
             far = (geometry.scores(view.float(), stack.normal) - b.threshold) / b.deviation
+            if not bool(torch.isfinite(far).all()):
+                raise ConditioningError(_not_finite(name))
             if movable is not None:
                 far = far.masked_fill(~movable.to(far.device).unsqueeze(-1), -math.inf)
             calibrated = [d.calibrated for d in stack.directions for _ in range(d.facets)]
@@ -265,9 +271,7 @@ class SafeRegion:
             return geometry.move(view, _erasing(z - b.mean, stack), stack.shift, movable)
         over = geometry.outside(z, b.threshold, movable)
         margin, roundoff = _rounding(view, view.dtype, stack)
-        amount = geometry.amounts(
-            z, over, stack.gram_here, b.threshold, b.mean, margin, roundoff, stack.strength
-        )
+        amount = geometry.amounts(z, over, stack.gram_here, b.threshold, b.mean, margin, roundoff, stack.strength)
         return geometry.move(view, amount, stack.shift, over.any(-1))
 
     def _guard(
@@ -277,10 +281,7 @@ class SafeRegion:
         z = geometry.scores(view.float(), stack.normal)
         seen = z.detach().cpu()  # the one synchronisation
         if not bool(torch.isfinite(seen).all()):
-            raise ConditioningError(
-                f"The conditioning holds NaN or infinite values in space '{name}', so it cannot be guarded; "
-                "check the text encoder and the prompt weights."
-            )
+            raise ConditioningError(_not_finite(name))
         here = self._at(name, torch.device("cpu"), view.shape[1])
         over = geometry.outside(seen, here.threshold, None if movable is None else movable.cpu())
         calibrated = torch.tensor([d.calibrated for d in stack.directions for _ in range(d.facets)])
@@ -331,7 +332,8 @@ class SafeRegion:
     def _stack(self, name: str, device: torch.device) -> _Stack:
         key = (name, device)
         if key not in self._stacks:
-            self._stacks[key] = _Stack.of(self._parts[name], device)
+            with torch.inference_mode(False):  # kept for later calls, which may want gradients
+                self._stacks[key] = _Stack.of(self._parts[name], device)
         return self._stacks[key]
 
     def _at(self, name: str, device: torch.device, length: int) -> _Borders:
@@ -339,7 +341,8 @@ class SafeRegion:
         if key not in self._borders:
             if len(self._borders) >= 256:
                 self._borders.clear()
-            self._borders[key] = self._stack(name, device).borders(length)
+            with torch.inference_mode(False):
+                self._borders[key] = self._stack(name, device).borders(length)
         return self._borders[key]
 
 
@@ -358,6 +361,13 @@ def _same_width(name: str, view: torch.Tensor, stack: _Stack) -> None:
             f"Space '{name}' of this conditioning is {view.shape[-1]} wide and the directions are "
             f"{stack.normal.shape[1]} wide: compile the concepts for this encoder."
         )
+
+
+def _not_finite(name: str) -> str:
+    return (
+        f"The conditioning holds NaN or infinite values in space '{name}', so it cannot be guarded; "
+        "check the text encoder and the prompt weights."
+    )
 
 
 def _unknown_space(name: str, known: Mapping[str, object]) -> str:
