@@ -39,6 +39,8 @@ def save_directions(directions: ConceptDirections, path: str | Path) -> Path:
 
     Raises:
         OSError: the folder cannot be written or the disk is full; nothing is left behind.
+        DirectionFileError: it holds what :func:`load_directions` would refuse (a title of two lines, a figure that is
+            not finite); nothing is written.
     """
     path = Path(path)
     tensors = {
@@ -61,6 +63,7 @@ def save_directions(directions: ConceptDirections, path: str | Path) -> Path:
         "calibration": json.dumps(dict(directions.calibration), sort_keys=True),
         "licence": directions.licence,
     }
+    _build(metadata, tensors)
     write_whole(path, to_bytes(tensors, metadata=metadata))
     return path
 
@@ -103,17 +106,17 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             head = file.read(_HEADER)
     except OSError as error:
         raise DirectionFileError(f"{path.name} cannot be read: {error.strerror or error}.") from None
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        raise DirectionFileError(
-            f"{path.name} is a pickle, which can run code when it is read; ask for a .safetensors direction file, or "
-            "bring the paper's vectors in with 'saferegion import'."
-        )
     if size > LARGEST:
         raise DirectionFileError(f"{path.name} has {size:,} bytes; a direction file has at most {LARGEST:,}.")
     if len(head) < _HEADER:
         raise DirectionFileError(f"{path.name} is truncated or empty; copy it again.")
     header = struct.unpack("<Q", head)[0]
     if header > min(_LARGEST_HEADER, size - _HEADER):
+        if head[:2] == b"PK" or head[:1] == b"\x80":
+            raise DirectionFileError(
+                f"{path.name} is a pickle, which can run code when it is read; ask for a .safetensors direction file, "
+                "or bring the paper's vectors in with 'saferegion import'."
+            )
         raise DirectionFileError(
             f"{path.name} is no direction file or is truncated: its header claims {header:,} bytes of {size:,}."
         )
@@ -176,14 +179,15 @@ def _text(metadata: dict[str, str], key: str) -> str:
 
 def _whole(metadata: dict[str, str], key: str) -> int:
     text = _text(metadata, key)
-    if not re.fullmatch(r"\d{1,18}", text):
+    if not re.fullmatch(r"-?[0-9]{1,20}", text):
         raise DirectionFileError(f"metadata '{key}' must be a whole number; got {text[:40]!r}.")
     return int(text)
 
 
 def _json(metadata: dict[str, str], key: str) -> Any:
+    text = _text(metadata, key)
     try:
-        return json.loads(_text(metadata, key))
+        return json.loads(text)
     except (ValueError, RecursionError):
         raise DirectionFileError(f"metadata '{key}' is not JSON.") from None
 

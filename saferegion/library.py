@@ -171,12 +171,12 @@ class Library:
         tag = _short(str(directions.encoder))
         try:
             save_directions(directions, stem.parent / f"{stem.name}-{tag}.safetensors")
-        except OSError as error:
+        except (OSError, DirectionFileError) as error:
             log.warning(
                 "Compiled directions cannot be kept in %s (%s), so they are compiled again next time; "
                 "set %s to a folder that can be written.",
                 stem.parent,
-                error.strerror or error,
+                getattr(error, "strerror", None) or error,
                 CACHE_VARIABLE,
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from .errors import DirectionFileError, SafeRegionError
 from .files import write_whole
 
 LARGEST = 64 * 2**20
+WIDEST = 2**20
+"""Most numbers in one tensor: a few bytes can claim to be any number of them."""
 WINDOW = (0.4, 1.0)
 """Part of the sampling in which the paper's code applies its vector: steps 20 to 50 of 50."""
 
@@ -45,9 +48,7 @@ def import_paper_vector(
     found = {str(k).rsplit(".", 1)[-1]: v for k, v in data.items()}
     b, a = found.get("b"), found.get("a")
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        raise DirectionFileError(
-            f"{path.name} must hold the two tensors 'b' and 'a'; it holds {', '.join(sorted(found)) or 'nothing'}."
-        )
+        raise DirectionFileError(f"{path.name} must hold the two tensors 'b' and 'a'; it holds {_words(found)}.")
     if (
         b.ndim != 3
         or b.shape[0] != 1
@@ -55,16 +56,18 @@ def import_paper_vector(
         or a.ndim != 3
         or a.shape[:2] != (1, 1)
         or 0 in (*a.shape, *b.shape)
+        or max(a.numel(), b.numel()) > WIDEST
     ):
         raise DirectionFileError(
             f"{path.name}: b must be [1, tokens, 1] and a [1, 1, width]; got {list(b.shape)} and {list(a.shape)}."
         )
-    if not (a.is_floating_point() and b.is_floating_point()):
-        raise DirectionFileError(f"{path.name}: a and b must be floating tensors.")
+    if not all(t.is_floating_point() and t.layout == torch.strided for t in (a, b)):
+        raise DirectionFileError(f"{path.name}: a and b must be plain floating tensors.")
     b, a = b.detach().float().flatten(), a.detach().float().flatten()
-    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()) or float(a.norm()) == 0:
+    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()) or float(a.norm()) < 1e-15:
         raise DirectionFileError(f"{path.name}: a or b holds NaN, infinity or nothing but zeros.")
-    direction = Direction(normal=(-a / a.dot(a)).unsqueeze(0), shift=-a.unsqueeze(0), weight=b)
+    normal = (-a.double() / a.double().square().sum()).float()
+    direction = Direction(normal=normal.unsqueeze(0), shift=-a.unsqueeze(0), weight=b)
     return ConceptDirections(
         concept=concept,
         title=title or concept,
@@ -74,6 +77,10 @@ def import_paper_vector(
         window=window,
         licence=licence,
     )
+
+
+def _words(names: Mapping[str, object]) -> str:
+    return ", ".join(repr(n[:40]) for n in sorted(names)[:6]) or "nothing"
 
 
 def export_paper_vector(directions: ConceptDirections, path: str | Path) -> Path:

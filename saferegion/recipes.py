@@ -22,6 +22,7 @@ LONGEST = 4000
 """Characters of the longest prompt."""
 FEWEST_PAIRS = 4
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_LINE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
 
 _REQUIRED = {"format", "name", "title", "kind", "version", "licence", "pairs"}
 _OPTIONAL = {"description", "templates", "neutral"}
@@ -48,6 +49,11 @@ class Concept:
     licence: str = ""
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise RecipeError(f"A concept's name must be lower-case letters, digits and dashes; got {self.name!r}.")
+        for key, text in (("title", self.title), ("licence", self.licence)):
+            if not _LINE.fullmatch(text):
+                raise RecipeError(f"'{self.name}': '{key}' must be one line without control characters.")
         if self.kind not in KINDS:
             raise RecipeError(f"'{self.name}': kind must be one of {', '.join(KINDS)}; got {self.kind!r}.")
         if not self.pairs:
@@ -123,10 +129,10 @@ def read_recipe(path: str | Path) -> Concept:
     try:
         return Concept(
             name=name,
-            title=data["title"],
+            title=data["title"].strip(),
             kind=data["kind"],
             version=version,
-            licence=data["licence"],
+            licence=data["licence"].strip(),
             description=data.get("description", ""),
             pairs=tuple((t.replace("{}", a), t.replace("{}", b)) for t in templates for a, b in pairs),
             neutral=tuple(neutral),
@@ -210,6 +216,8 @@ def _prompt(value: Any, where: str) -> str:
         raise RecipeError(f"{where}: a prompt must be text that is not empty; got {value!r} (put quotes around it).")
     if len(value) > LONGEST:
         raise RecipeError(f"{where}: a prompt has at most {LONGEST} characters; got {len(value)}.")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise RecipeError(f"{where}: a prompt holds half a character (a lone surrogate); got {value[:60]!r}.")
     return value.strip()
 
 
