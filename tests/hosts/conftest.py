@@ -1,0 +1,121 @@
+"""The real hosts as fixtures: ComfyUI and stable-diffusion-webui, each a checkout with an interpreter in `.venv`.
+
+SAFE_REGION_COMFYUI and SAFE_REGION_WEBUI name the checkouts (default: comfyui and webui in
+~/.cache/safe-region/hosts); tests of a host that is not there are skipped. Everything a host reads or writes lies
+in a temporary folder, where the microworld's export, the test-only plugin and this project are linked; nothing is
+put into a checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
+sys.path.insert(0, str(HERE))
+
+from host_servers import ComfyUI, Host, WebUI  # noqa: E402
+
+from saferegion.microworld import MicroWorld, load  # noqa: E402
+
+NAME = "microworld"
+
+
+def _host(name: str, variable: str, entry: str) -> Host:
+    root = Path(os.environ.get(variable) or Path.home() / ".cache" / "safe-region" / "hosts" / name).expanduser()
+    host = Host(name, root.absolute())
+    if not (root / entry).is_file() or not host.python.exists():
+        pytest.skip(f"{name} is not at {root}: set {variable} to a checkout with an interpreter in its .venv.")
+    return host
+
+
+@pytest.fixture(scope="session")
+def comfyui_host() -> Host:
+    return _host("comfyui", "SAFE_REGION_COMFYUI", "main.py")
+
+
+@pytest.fixture(scope="session")
+def webui_host() -> Host:
+    return _host("webui", "SAFE_REGION_WEBUI", "launch.py")
+
+
+@pytest.fixture(scope="session")
+def world() -> MicroWorld:
+    torch.set_num_threads(1)
+    return load()
+
+
+@pytest.fixture(scope="session")
+def exported(world: MicroWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The microworld as one checkpoint, `microworld.safetensors`, with its sizes and its tokenizer beside it."""
+    return world.export(tmp_path_factory.mktemp("export") / f"{NAME}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def comfyui_folder(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base directory for ComfyUI: the checkpoint, the plugin that knows its sizes, this project as a pack."""
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("models/checkpoints", "custom_nodes", "input", "output", "temp", "user"):
+        (base / name).mkdir(parents=True)
+    for file in (exported, exported.with_suffix(".json")):
+        (base / "models" / "checkpoints" / file.name).symlink_to(file)
+    (base / "custom_nodes" / "microworld_sizes").symlink_to(HERE / "comfyui_plugin")
+    if (PROJECT / "__init__.py").exists():
+        (base / "custom_nodes" / "safe-region").symlink_to(PROJECT)
+    return base
+
+
+@pytest.fixture(scope="session")
+def webui_folder(webui_host: Host, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory for the webui: the checkpoint with its configuration, this project as an extension."""
+    data = tmp_path_factory.mktemp("webui")
+    models, clip = data / "models" / "Stable-diffusion", data / "clip"
+    models.mkdir(parents=True)
+    (data / "extensions").mkdir()
+    sizes = json.loads(exported.with_suffix(".json").read_text(encoding="utf-8"))
+    shutil.copytree(exported.with_name(f"{NAME}-tokenizer"), clip)
+    text = {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"], **sizes["text"]}
+    (clip / "config.json").write_text(json.dumps(text), encoding="utf-8")
+    (models / exported.name).symlink_to(exported)
+    stock = (webui_host.root / "configs" / "v1-inference.yaml").read_text(encoding="utf-8")
+    (models / f"{NAME}.yaml").write_text(_webui_config(stock, sizes, clip), encoding="utf-8")
+    (data / "config.json").write_text(json.dumps({"live_previews_enable": False}), encoding="utf-8")
+    if (PROJECT / "scripts").is_dir():
+        (data / "extensions" / "safe-region").symlink_to(PROJECT)
+    return data
+
+
+def _webui_config(stock: str, sizes: dict, clip: Path) -> str:
+    """The webui's own Stable Diffusion 1.x configuration with the widths of the microworld."""
+    config = yaml.safe_load(stock)
+    params = config["model"]["params"]
+    params.update(sizes["schedule"], scale_factor=sizes["scale_factor"])
+    params["unet_config"]["params"].update(sizes["unet"], use_checkpoint=False)
+    autoencoder = {key: value for key, value in sizes["first_stage"].items() if key != "embed_dim"}
+    first_stage = params["first_stage_config"]["params"]
+    first_stage.update(embed_dim=sizes["first_stage"]["embed_dim"], ddconfig=autoencoder)
+    params["cond_stage_config"]["params"] = {"version": str(clip), "device": "cpu"}
+    return yaml.safe_dump(config)
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_host: Host, comfyui_folder: Path) -> Iterator[ComfyUI]:
+    """ComfyUI, serving."""
+    with ComfyUI(comfyui_host, comfyui_folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def webui(webui_host: Host, webui_folder: Path) -> Iterator[WebUI]:
+    """The webui, serving its API."""
+    with WebUI(webui_host, webui_folder) as server:
+        yield server

@@ -1,0 +1,194 @@
+"""Starts ComfyUI and the webui as processes of their own and speaks to them over HTTP on the loopback interface."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+WEBUI_FLAGS = (
+    "--skip-torch-cuda-test", "--no-half", "--use-cpu", "all", "--no-hashing", "--skip-prepare-environment",
+)  # fmt: skip
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class HostError(RuntimeError):
+    """A host did not start, or did not do what it was asked."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The checkout of a host with its own interpreter in `.venv`."""
+
+    name: str
+    root: Path
+
+    @property
+    def python(self) -> Path:
+        return self.root / ".venv" / "bin" / "python"
+
+    def environment(self) -> dict[str, str]:
+        """Offline, on one thread, without the caller's Python settings, and no bytecode into the checkout."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "VIRTUAL_ENV"}
+        return {
+            **inherited, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1",
+            "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
+        }  # fmt: skip
+
+    def run(self, script: Path, *arguments: object, timeout: float = 600) -> str:
+        """What a script prints when the host's own interpreter runs it in the checkout."""
+        done = subprocess.run(
+            [str(self.python), str(script), *map(str, arguments)],
+            cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+        if done.returncode:
+            raise HostError(f"{script.name} failed in {self.name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return done.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def read_picture(data: bytes) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class Server:
+    """A host that serves while the `with` block runs; everything it writes lies in `folder`."""
+
+    ready = "/"
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.host, self.folder = host, folder
+        self.port = free_port()
+        self.log = folder / "server.log"
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def __enter__(self) -> Server:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=self.host.root, env=self.host.environment(), stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        try:
+            self._wait(300)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise HostError(f"{self.host.name} ended with {self.process.returncode}:\n{self.log_tail()}")
+            try:
+                self.get(self.ready, timeout=5)
+                return
+            except OSError:
+                time.sleep(0.5)
+        raise HostError(f"{self.host.name} did not answer within {seconds:.0f} s:\n{self.log_tail()}")
+
+    def log_tail(self, characters: int = 6000) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")[-characters:]
+
+    def get(self, path: str, timeout: float = 120) -> bytes:
+        with _opener.open(f"http://127.0.0.1:{self.port}{path}", timeout=timeout) as answer:
+            return bytes(answer.read())
+
+    def get_json(self, path: str) -> Any:
+        return json.loads(self.get(path))
+
+    def post_json(self, path: str, body: object, timeout: float = 300) -> Any:
+        """The JSON answer to a JSON request; HostError with the host's own words and its log if it refuses."""
+        url, head = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), head)
+        try:
+            with _opener.open(request, timeout=timeout) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            words = error.read().decode(errors="replace")
+            raise HostError(f"{path} answered {error.code}: {words}\n{self.log_tail()}") from error
+
+
+class ComfyUI(Server):
+    ready = "/system_stats"
+
+    def command(self) -> list[str]:
+        return [
+            str(self.host.python), "main.py", "--cpu", "--disable-api-nodes", "--disable-auto-launch",
+            "--base-directory", str(self.folder), "--database-url", f"sqlite:///{self.folder}/comfy.db",
+            "--listen", "127.0.0.1", "--port", str(self.port),
+        ]  # fmt: skip
+
+    def run(self, graph: Mapping[str, Mapping[str, Any]], timeout: float = 300) -> dict[str, Any]:
+        """Runs a workflow in API form; its outputs by node id."""
+        number = self.post_json("/prompt", {"prompt": graph})["prompt_id"]
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            done = self.get_json(f"/history/{number}").get(number)
+            if done is not None:
+                if done["status"]["status_str"] != "success":
+                    raise HostError(f"{done['status']['messages']}\n{self.log_tail()}")
+                return dict(done["outputs"])
+            time.sleep(0.1)
+        raise HostError(f"ComfyUI did not finish within {timeout:.0f} s:\n{self.log_tail()}")
+
+    def pictures(self, output: Mapping[str, Any]) -> np.ndarray:
+        """The pictures of a SaveImage node: uint8 [B, H, W, 3]."""
+        paths = ["/view?" + urllib.parse.urlencode(entry) for entry in output["images"]]
+        return np.stack([read_picture(self.get(path)) for path in paths])
+
+    def latents(self, output: Mapping[str, Any]) -> Tensor:
+        """The latents of a SaveLatent node as the VAE takes them (not scaled): float32 [B, 4, h, w]."""
+        (entry,) = output["latents"]
+        return load_file(self.folder / "output" / entry["subfolder"] / entry["filename"])["latent_tensor"].float()
+
+
+class WebUI(Server):
+    ready = "/sdapi/v1/sd-models"
+
+    def command(self) -> list[str]:
+        return [
+            str(self.host.python), "launch.py", *WEBUI_FLAGS, "--nowebui", "--api", "--server-name", "127.0.0.1",
+            "--data-dir", str(self.folder), "--port", str(self.port),
+        ]  # fmt: skip
+
+    def txt2img(self, **request: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Pictures uint8 [B, H, W, 3] and the `info` of one /sdapi/v1/txt2img request."""
+        answer = self.post_json("/sdapi/v1/txt2img", request)
+        pictures: Sequence[str] = answer["images"]
+        return np.stack([read_picture(base64.b64decode(data)) for data in pictures]), json.loads(answer["info"])
