@@ -96,7 +96,10 @@ def _inner(keys: Iterable[str], prefix: str) -> str:
 
 
 def _sidecar(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What NAME.json says about the first and the second text encoder; empty where it says nothing."""
+    """What NAME.json says about the first and the second text encoder; empty where it says nothing.
+
+    ``{"num_attention_heads": N}``, at the top or in ``text_encoder`` (or ``text``) and ``text_encoder_2``.
+    """
     beside = path.with_suffix(".json")
     if not beside.is_file():
         return {}, {}
@@ -106,7 +109,7 @@ def _sidecar(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise EncoderError(f"{beside} is not JSON ({first_line(error)}): mend it or remove it.") from error
     if not isinstance(data, dict):
         return {}, {}
-    first, second = data.get("text_encoder", data), data.get("text_encoder_2", {})
+    first, second = data.get("text_encoder", data.get("text", data)), data.get("text_encoder_2", {})
     return (first if isinstance(first, dict) else {}), (second if isinstance(second, dict) else {})
 
 

@@ -411,8 +411,9 @@ def test_heads_come_from_the_sidecar_where_there_is_one(zoo: Zoo, tmp_path: Path
     assert not torch.allclose(encoders.load(path)(PROMPTS).tokens, expected, atol=1e-3)
     path.with_suffix(".json").write_text(json.dumps({"description": "mine", "num_attention_heads": 4}))
     _close(encoders.load(path)(PROMPTS).tokens, expected)
-    path.with_suffix(".json").write_text(json.dumps({"text_encoder": {"num_attention_heads": 4}}))
-    _close(encoders.load(path)(PROMPTS).tokens, expected)
+    for part in ("text_encoder", "text"):
+        path.with_suffix(".json").write_text(json.dumps({part: {"num_attention_heads": 4}}))
+        _close(encoders.load(path)(PROMPTS).tokens, expected)
     path.with_suffix(".json").write_text(json.dumps({"num_attention_heads": 5}))
     with pytest.raises(EncoderError, match="5 attention heads"):
         encoders.load(path)
