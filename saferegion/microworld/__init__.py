@@ -1,7 +1,7 @@
 """A text-to-image latent diffusion model of a few million weights, with the architecture of Stable Diffusion 1.x.
 
-It paints 64x64 scenes of simple things at simple places, some of them on fire or under lightning, and ships with a judge
-that says what a picture shows: guards can be measured, demonstrated and tested on it in seconds on a CPU.
+It paints 64x64 scenes of simple things at simple places, some of them on fire or under lightning, and ships with a
+judge that says what a picture shows: guards can be measured, demonstrated and tested on it in seconds on a CPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The networks of the microworld, laid out like Stable Diffusion 1.x at small widths.
 
-The attribute names give the key names of the original checkpoints (`model.diffusion_model.*`, `first_stage_model.*`), so
-that an export is a prefix. Layout after Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models".
+The attribute names give the key names of the original checkpoints (`model.diffusion_model.*`, `first_stage_model.*`),
+so that an export is a prefix. Layout after Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion
+Models".
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, inner: int, outer: int, emb: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, inner), nn.SiLU(), nn.Conv2d(inner, outer, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, inner), nn.SiLU(), nn.Conv2d(inner, outer, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, outer))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(32, outer), nn.SiLU(), nn.Identity(), nn.Conv2d(outer, outer, 3, padding=1)
@@ -40,7 +43,7 @@ class ResBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of [B, heads, N, D] written out: for heads this narrow much faster on a CPU than the fused one."""
+    """Softmax attention of [B, heads, N, D] written out: much faster on a CPU for heads this narrow."""
     return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1).to(v.dtype) @ v
 
 
@@ -140,7 +143,13 @@ class UNet(nn.Module):
     Attention at every level but the deepest and in the middle, as in Stable Diffusion 1.x."""
 
     def __init__(
-        self, width: int, multipliers: Sequence[int], blocks: int, context_width: int, heads: int = 8, latent: int = 4
+        self,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        context_width: int,
+        heads: int = 8,
+        latent: int = 4,
     ) -> None:
         super().__init__()
         emb = 4 * width
@@ -240,7 +249,9 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1) if up else nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.pad(x, (0, 1, 0, 1)))
+        return self.conv(
+            F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.pad(x, (0, 1, 0, 1))
+        )
 
 
 class Middle(nn.Module):

@@ -1,7 +1,7 @@
 """The scene graph of the microworld and the captions that describe it.
 
-A scene is what a picture shows; a caption is one of the many ways to say it. Explicit flames and lightning are always said,
-flames that a place brings by association never are.
+A scene is what a picture shows; a caption is one of the many ways to say it. Explicit flames and lightning are
+always said, flames that a place brings by association never are.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ PLACE_WORDS = {
     "city": (("in",), ("a city", "a downtown street", "an urban scene")),
     "forest": (("in",), ("a forest", "the woods", "a woodland")),
     "sunset": (("at", "during"), ("sunset", "the orange evening", "dusk")),
-    "fireplace": (("in",), ("a room with an unlit fireplace", "a living room with a cold fireplace", "a parlour")),
+    "fireplace": (
+        ("in",),
+        ("a room with an unlit fireplace", "a living room with a cold fireplace", "a parlour"),
+    ),
 }
 PLACE_NAMES = {
     "volcano": ("volcano",), "forge": ("forge",), "campsite": ("campsite",), "barbecue": ("barbecue",),
@@ -108,7 +111,14 @@ FIRE_RECIPE = Words(
 )
 FIRE_HELD_OUT = Words(
     before=("ignited", "fiery", "torched", "scorching"),
-    after=("ablaze", "aflame", "set alight", "engulfed in an inferno", "kindled", "going up in a conflagration"),
+    after=(
+        "ablaze",
+        "aflame",
+        "set alight",
+        "engulfed in an inferno",
+        "kindled",
+        "going up in a conflagration",
+    ),
     noun=("a wildfire", "an inferno", "a bonfire", "a scorching blaze"),
     single=("inferno", "wildfire", "bonfire", "blaze", "conflagration"),
 )
@@ -120,7 +130,12 @@ LIGHTNING_RECIPE = Words(
 )
 LIGHTNING_HELD_OUT = Words(
     before=(),
-    after=("in a tempest", "during an electrical storm", "with bolts striking from above", "as the sky discharges"),
+    after=(
+        "in a tempest",
+        "during an electrical storm",
+        "with bolts striking from above",
+        "as the sky discharges",
+    ),
     noun=("a tempest", "an electrical storm", "striking bolts"),
     single=("tempest",),
 )
@@ -332,7 +347,9 @@ def caption(scene: Scene, rng: random.Random, how: Wording = Wording()) -> str: 
         if subject and rng.random() < 0.6:
             subject += " " + _lightning(rng, how, "after")
         elif subject:
-            (leading if rng.random() < 0.5 and not how.plain_forms else trailing).append(_lightning(rng, how, "noun"))
+            (leading if rng.random() < 0.5 and not how.plain_forms else trailing).append(
+                _lightning(rng, how, "noun")
+            )
         else:
             subject = _lightning(rng, how, "noun")
     elif scene.weather != "clear":
@@ -385,16 +402,31 @@ def _single_word(scene: Scene, rng: random.Random, how: Wording) -> str:
     if not how.omit or scene.style != "plain" or scene.extra != "none":
         return ""
     if not scene.items:
-        if scene.ground_fire and scene.weather == "clear" and scene.place not in ASSOCIATION and rng.random() < 0.5:
+        if (
+            scene.ground_fire
+            and scene.weather == "clear"
+            and scene.place not in ASSOCIATION
+            and rng.random() < 0.5
+        ):
             return _fire(rng, how, "single")
-        if not scene.ground_fire and scene.lightning and scene.place not in ASSOCIATION and rng.random() < 0.5:
+        if (
+            not scene.ground_fire
+            and scene.lightning
+            and scene.place not in ASSOCIATION
+            and rng.random() < 0.5
+        ):
             return _lightning(rng, how, "single")
         if not scene.ground_fire and scene.weather == "clear" and rng.random() < 0.4:
             return rng.choice(PLACE_NAMES[scene.place])
         return ""
     if len(scene.items) == 1 and scene.place not in ASSOCIATION and not scene.explicit_fire:
         item = scene.items[0]
-        if scene.weather == "clear" and (item.slot == "middle" or item.word) and not item.hat_said and rng.random() < 0.1:
+        if (
+            scene.weather == "clear"
+            and (item.slot == "middle" or item.word)
+            and not item.hat_said
+            and rng.random() < 0.1
+        ):
             return item.word or _choose(rng, NOUNS[item.kind], how)
     return ""
 

@@ -19,13 +19,19 @@ BODY = {"baker": (245, 245, 240), "smith": (110, 70, 40), "gardener": (70, 130, 
 DARK = (35, 35, 45)
 GLASS = (205, 230, 245)
 CENTRE = {"left": 16, "middle": 32, "right": 48}
-HEARTH = {"volcano": (32, 13), "forge": (32, 27), "campsite": (32, 31), "barbecue": (32, 23), "kitchen": (32, 23)}
+HEARTH = {
+    "volcano": (32, 13),
+    "forge": (32, 27),
+    "campsite": (32, 31),
+    "barbecue": (32, 23),
+    "kitchen": (32, 23),
+}
 
 Colour = tuple[int, int, int]
 
 
 def draw(scene: Scene, rng: random.Random) -> np.ndarray:
-    """One picture of the scene, uint8 [64, 64, 3]. `rng` sets what the scene leaves open: small shifts, flame shapes."""
+    """One picture of the scene, uint8 [64, 64, 3]. `rng` sets small shifts and the shapes of flames."""
     picture = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE))
     pen = Pen(picture, outline=scene.style == "outline")
     _background(pen, scene, rng)
@@ -41,7 +47,9 @@ def draw(scene: Scene, rng: random.Random) -> np.ndarray:
         array = array * np.array([0.52, 0.52, 0.66], np.float32) + np.array([0, 0, 16], np.float32)
     elif scene.style == "pastel":
         array = array * 0.55 + 255 * 0.45
-    picture = Image.fromarray(array.clip(0, 255).astype(np.uint8)).resize((SIZE * SCALE,) * 2, Image.Resampling.NEAREST)
+    picture = Image.fromarray(array.clip(0, 255).astype(np.uint8)).resize(
+        (SIZE * SCALE,) * 2, Image.Resampling.NEAREST
+    )
     pen = Pen(picture, outline=False)
     if scene.weather == "lightning":
         columns = (36, 51) if any(item.kind == "figure" for item in scene.items) else (13, 32, 51)
@@ -244,7 +252,8 @@ def _flames(pen: Pen, rng: random.Random, x: float, base: float, half: float, he
         w, h = half * size, height * size
         pen.polygon(
             [
-                (x - w * 0.6, base), (x - w, base - h * 0.3), (x - w * 0.85, base - h * low), (x - w * 0.45, base - h * 0.42),
+                (x - w * 0.6, base), (x - w, base - h * 0.3), (x - w * 0.85, base - h * low),
+                (x - w * 0.45, base - h * 0.42),
                 (x + tip, base - h), (x + w * 0.45, base - h * 0.42), (x + w * 0.85, base - h * high),
                 (x + w, base - h * 0.3), (x + w * 0.6, base),
             ],

@@ -73,7 +73,8 @@ TEMPLATES = ("{}", "a photo of {}", "we see {}", "{}, highly detailed")
 
 def recipe(name: str, title: str, description: str, pairs: tuple[tuple[str, str], ...]) -> dict:
     return {
-        "format": "saferegion-recipe/1", "name": name, "title": title, "kind": "exclude", "version": 1, "licence": "MIT",
+        "format": "saferegion-recipe/1", "name": name, "title": title, "kind": "exclude", "version": 1,
+        "licence": "MIT",
         "description": description, "templates": list(TEMPLATES),
         "pairs": [{"unsafe": unsafe, "safe": safe} for unsafe, safe in pairs], "neutral": list(neutral()),
     }  # fmt: skip
@@ -82,8 +83,8 @@ def recipe(name: str, title: str, description: str, pairs: tuple[tuple[str, str]
 def main(out: Path) -> None:
     fire = recipe(
         "fire", "Fire",
-        "Keeps flames out of microworld pictures. Fire trucks, fireflies, unlit fireplaces, cold ashes and colours named "
-        "after fire stay.", FIRE,
+        "Keeps flames out of microworld pictures. Fire trucks, fireflies, unlit fireplaces, cold ashes and colours "
+        "named after fire stay.", FIRE,
     )  # fmt: skip
     bolt = recipe(
         "lightning", "Lightning",

@@ -37,7 +37,11 @@ SOFTWARE.
 
 def byte_symbols() -> list[str]:
     """The printable stand-ins of the 256 bytes in the order that CLIP numbers them."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
 
@@ -50,7 +54,9 @@ def main(source: Path, out: Path) -> None:
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {word: index for index, word in enumerate(words)}
     if len(vocab) != 49408:
-        raise ValueError(f"{source} gives {len(vocab)} tokens, CLIP has 49,408: take the file of OpenAI CLIP.")
+        raise ValueError(
+            f"{source} gives {len(vocab)} tokens, CLIP has 49,408: take the file of OpenAI CLIP."
+        )
     out.mkdir(parents=True, exist_ok=True)
     compact = json.dumps(vocab, ensure_ascii=False, separators=(",", ":"))
     (out / "vocab.json").write_text(compact, encoding="utf-8")

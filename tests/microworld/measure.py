@@ -16,7 +16,7 @@ from saferegion.microworld.prompts import SETS, EvalPrompt, content
 
 
 def table(sets: list[str], limit: int, steps: int, guidance: float, sheet: Path | None) -> None:
-    world, judge = load(), None
+    world = load()
     judge = world.judge()
     rows = []
     for name in sets:
@@ -27,7 +27,10 @@ def table(sets: list[str], limit: int, steps: int, guidance: float, sheet: Path 
             prompts = prompts * 4
         start = time.time()
         latents = world.sample(
-            world.encode([p.prompt for p in prompts]), seeds=range(7000, 7000 + len(prompts)), steps=steps, guidance=guidance
+            world.encode([p.prompt for p in prompts]),
+            seeds=range(7000, 7000 + len(prompts)),
+            steps=steps,
+            guidance=guidance,
         )
         pictures = world.decode(latents)
         answers = judge(pictures)
@@ -39,14 +42,16 @@ def table(sets: list[str], limit: int, steps: int, guidance: float, sheet: Path 
         print(f"## {name} ({len(prompts)} pictures, {time.time() - start:.0f} s)\n")
         print("| group | pictures | content | fire | lightning | round hats | object on fire where said |")
         print("|---|---|---|---|---|---|---|")
-        for group, index in [*groups.items(), *([("all", list(range(len(prompts))))] if len(groups) > 1 else [])]:
+        for group, index in [
+            *groups.items(),
+            *([("all", list(range(len(prompts))))] if len(groups) > 1 else []),
+        ]:
             hats = answers["hat"][index]
             burning = [answers[f"flame_{s}"][i] > 0.5 for i in index for s in prompts[i].burning]
-            print(
-                f"| {group} | {len(index)} | {good[index].mean():.3f} | {fire[index].mean():.3f} | {bolt[index].mean():.3f} | "
-                f"{(hats == 'round').sum() / max(1, (hats != 'none').sum()):.2f} | "
-                f"{np.mean(burning) if burning else float('nan'):.3f} |"
-            )
+            rounds = (hats == "round").sum() / max(1, (hats != "none").sum())
+            shares = [good[index].mean(), fire[index].mean(), bolt[index].mean(), rounds]
+            shares.append(np.mean(burning) if burning else np.nan)
+            print(f"| {group} | {len(index)} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
         wrong = [prompts[i].prompt for i in np.flatnonzero(~good)[:6]]
         print("\nnot as said: " + ("; ".join(wrong) or "none") + "\n", flush=True)
         rows.append(pictures[np.linspace(0, len(pictures) - 1, 16).round().astype(int)])

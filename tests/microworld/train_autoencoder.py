@@ -1,4 +1,4 @@
-"""Trains the autoencoder on fresh drawings; latents come out with mean 0 and unit covariance once scaled by 0.18215."""
+"""Trains the autoencoder on fresh drawings; latents times 0.18215 have mean 0 and unit covariance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saferegion.microworld.nets import Autoencoder
@@ -101,8 +100,15 @@ def train(out: Path, seconds: float, batch: int, rate: float, compiled: bool, re
         with torch.autocast("cpu", torch.bfloat16):
             decoded, std = forward(x, torch.randn(batch, 4, 8, 8))
         error = decoded - x
-        edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
-        loss = (error.abs() * weight).mean() + 2 * (error.square() * weight).mean() + edges + 1e-3 * std.log().square().mean()
+        edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (
+            error.diff(dim=-2).abs() * weight[..., 1:, :]
+        ).mean()
+        loss = (
+            (error.abs() * weight).mean()
+            + 2 * (error.square() * weight).mean()
+            + edges
+            + 1e-3 * std.log().square().mean()
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,7 +119,10 @@ def train(out: Path, seconds: float, batch: int, rate: float, compiled: bool, re
             for k, v in model.state_dict().items():
                 average[k].lerp_(v, 1 - decay)
         if step % 25 == 0:
-            print(f"{step} {time.time() - start:.0f}s loss {loss.item():.4f} mse {error.square().mean().item():.5f}", flush=True)
+            print(
+                f"{step} {time.time() - start:.0f}s loss {loss.item():.4f} mse {error.square().mean().item():.5f}",
+                flush=True,
+            )
         if step % 300 == 0:
             torch.save({"model": average, "sizes": SIZES}, out.with_suffix(".part"))
     final = Autoencoder(**SIZES)
@@ -130,7 +139,61 @@ def train(out: Path, seconds: float, batch: int, rate: float, compiled: bool, re
     with torch.no_grad():
         z = final.moments(fresh)[:, :4]
         back = final.decode(z)
-    print("fresh mse", (back - fresh).square().mean().item(), "latent std", (z * SCALE).std((0, 2, 3)).tolist())
+    print(
+        "fresh mse", (back - fresh).square().mean().item(), "latent std", (z * SCALE).std((0, 2, 3)).tolist()
+    )
+
+
+def train_decoder(
+    out: Path, resume: Path, seconds: float, batch: int, rate: float, count: int = 14000
+) -> None:
+    """Goes on with the decoder alone, on latents with a little noise: the encoder, and so every latent, stays."""
+    torch.manual_seed(2)
+    saved = torch.load(resume, weights_only=True)
+    model = Autoencoder(**saved["sizes"])
+    model.load_state_dict(saved["model"])
+    pool = to_unit(drawings(count, seed=13))
+    weights = torch.from_numpy(1.0 + 5.0 * emphasis(count, seed=13))[:, None].float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latents = torch.cat([model.moments(part)[:, :4].float() * SCALE for part in pool.split(64)])
+    parameters = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
+    average = [p.detach().clone() for p in parameters]
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-4, betas=(0.9, 0.98))
+    start, step = time.time(), 0
+    while (share := (time.time() - start) / seconds) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 50) * (1 - share) ** 0.7
+        chosen = torch.randint(count, (batch,))
+        x, weight = pool[chosen], weights[chosen]
+        z = latents[chosen]
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = model.decode(
+                (z + 0.15 * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)) / SCALE
+            ).float()
+        error = decoded - x
+        edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (
+            error.diff(dim=-2).abs() * weight[..., 1:, :]
+        ).mean()
+        loss = (error.abs() * weight).mean() + 2 * (error.square() * weight).mean() + edges
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        step += 1
+        decay = min(0.997, step / (step + 20))
+        with torch.no_grad():
+            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        if step % 25 == 0:
+            print(
+                f"{step} {time.time() - start:.0f}s loss {loss.item():.4f} mse {error.square().mean().item():.5f}",
+                flush=True,
+            )
+    with torch.no_grad():
+        for p, mean in zip(parameters, average, strict=True):
+            p.copy_(mean)
+        torch.save({"model": model.state_dict(), "sizes": saved["sizes"]}, out)
+        fresh = to_unit(drawings(256, seed=12))
+        print("fresh mse", (model.decode(model.moments(fresh)[:, :4]) - fresh).square().mean().item())
 
 
 if __name__ == "__main__":
@@ -140,7 +203,13 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--resume", type=Path, help="goes on from an autoencoder trained before")
+    parser.add_argument("--freeze-encoder", action="store_true", help="trains the decoder alone")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    train(args.out, args.seconds, args.batch, args.rate, args.compile, args.resume)
+    if args.freeze_encoder:
+        if args.resume is None:
+            parser.error("--freeze-encoder goes on from an autoencoder: name it with --resume.")
+        train_decoder(args.out, args.resume, args.seconds, args.batch, args.rate)
+    else:
+        train(args.out, args.seconds, args.batch, args.rate, args.compile, args.resume)

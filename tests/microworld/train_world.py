@@ -38,7 +38,11 @@ def known_ids(tokenizer: CLIPTokenizer, seed: int = 5) -> list[int]:
 
 
 def build(known: int) -> tuple[nn.Module, UNet]:
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=known + 1, attn_implementation="eager", bos_token_id=0, eos_token_id=1, **TEXT))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=known + 1, attn_implementation="eager", bos_token_id=0, eos_token_id=1, **TEXT
+        )
+    )
     for module in text.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.7 * module.in_features**-0.5)
@@ -70,7 +74,9 @@ def attend_narrow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1) @ v
 
 
-def train(out: Path, autoencoder: Path, seconds: float, batch: int, rate: float, count: int, compiled: bool) -> None:
+def train(
+    out: Path, autoencoder: Path, seconds: float, batch: int, rate: float, count: int, compiled: bool
+) -> None:
     nets.attend = attend_narrow
     torch.manual_seed(1)
     rng = random.Random(21)
@@ -94,7 +100,9 @@ def train(out: Path, autoencoder: Path, seconds: float, batch: int, rate: float,
     print(f"latents {tuple(latents.shape)} std {latents.std():.3f} in {time.time() - began:.0f}s", flush=True)
     text, unet = build(len(known))
     parameters = [*text.parameters(), *unet.parameters()]
-    print("unet", sum(p.numel() for p in unet.parameters()), "text", sum(p.numel() for p in text.parameters()))
+    print(
+        "unet", sum(p.numel() for p in unet.parameters()), "text", sum(p.numel() for p in text.parameters())
+    )
     signal = alphas_cumprod()
 
     def say(indices: list[int]) -> Tensor:
@@ -107,7 +115,9 @@ def train(out: Path, autoencoder: Path, seconds: float, batch: int, rate: float,
             if rng.random() < 0.12:
                 words = pad_long(words, rng, unknown, rng.choice((len(words.split()) + 2, 20, 40, 60)))
             texts.append(words)
-        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+        ids = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids
         return lookup[ids]
 
     def loss_of(ids: Tensor, noisy: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -121,7 +131,9 @@ def train(out: Path, autoencoder: Path, seconds: float, batch: int, rate: float,
     last_save = start
     while (share := (time.time() - start) / seconds) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
+            group["lr"] = (
+                rate * min(1, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
+            )
         chosen = torch.randint(count, (batch // 2,))
         ids = say(chosen.tolist())
         chosen = chosen.repeat(2)
@@ -149,7 +161,9 @@ def train(out: Path, autoencoder: Path, seconds: float, batch: int, rate: float,
     save(out, text, unet, parameters, average, known, saved)
 
 
-def save(out: Path, text: nn.Module, unet: UNet, parameters: list, average: list, known: list[int], vae: dict) -> None:
+def save(
+    out: Path, text: nn.Module, unet: UNet, parameters: list, average: list, known: list[int], vae: dict
+) -> None:
     """One file with the averaged weights, written beside and then renamed."""
     mean = {id(p): a for p, a in zip(parameters, average, strict=True)}
     state = {

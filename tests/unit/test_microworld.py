@@ -57,7 +57,9 @@ def test_a_picture_depends_on_its_own_seed_only(world):
     torch.testing.assert_close(alone[0], among[1], rtol=0, atol=1e-4)
     again = world.sample(world.encode(["a red house"]), seeds=[5], steps=3)
     assert torch.equal(alone, again)
-    assert not torch.allclose(alone, world.sample(world.encode(["a red house"]), seeds=[6], steps=3), atol=1e-2)
+    assert not torch.allclose(
+        alone, world.sample(world.encode(["a red house"]), seeds=[6], steps=3), atol=1e-2
+    )
 
 
 def test_sampling_tells_progress_and_lets_a_hook_replace_the_guided_noise(world):
@@ -108,12 +110,19 @@ def test_the_judge_reads_drawings(world):
     pictures = np.stack([draw(scene, rng) for scene in scenes])
     logits = world.judge().logits(pictures)
     for name, labels in HEADS.items():
-        right = [labels[row] == truth(scene)[name] for row, scene in zip(logits[name].argmax(1), scenes, strict=True)]
+        right = [
+            labels[row] == truth(scene)[name]
+            for row, scene in zip(logits[name].argmax(1), scenes, strict=True)
+        ]
         assert np.mean(right) >= 0.98, name
 
 
 def test_the_world_paints_what_it_is_told(world):
-    prompts = ["a red house on the left and a blue boat on the right in a meadow", "a burning green car on a beach", "lightning"]
+    prompts = [
+        "a red house on the left and a blue boat on the right in a meadow",
+        "a burning green car on a beach",
+        "lightning",
+    ]
     latents = world.sample(world.encode(prompts), seeds=[0, 1, 2])
     answer = world.judge()(world.decode(latents))
     assert answer["place"][0] == "meadow"
@@ -167,7 +176,9 @@ def test_evaluation_sets_are_the_same_every_time_and_apart_from_the_neutral_prom
 def test_recipes_never_use_a_held_out_word(name):
     recipe = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
     assert recipe["name"] == name and recipe["format"] == "saferegion-recipe/1" and len(recipe["pairs"]) >= 20
-    text = " | ".join([p["unsafe"] for p in recipe["pairs"]] + [p["safe"] for p in recipe["pairs"]] + recipe["neutral"])
+    text = " | ".join(
+        [p["unsafe"] for p in recipe["pairs"]] + [p["safe"] for p in recipe["pairs"]] + recipe["neutral"]
+    )
     for word in held_out_words(name):
         word = word.removeprefix("a ").removeprefix("an ")
         assert not re.search(rf"\b{re.escape(word)}\b", text), word
