@@ -270,16 +270,20 @@ class SafeRegion:
         if self.mode == "erase":
             return geometry.move(view, _erasing(z - b.mean, stack), stack.shift, movable)
         over = geometry.outside(z, b.threshold, movable)
-        margin, roundoff = _rounding(view, view.dtype, stack)
-        amount = geometry.amounts(z, over, stack.gram_here, b.threshold, b.mean, margin, roundoff, stack.strength)
+        margin, roundoff = _margin(view, stack), geometry.roundoff(view.dtype, stack.along, stack.across)
+        amount = geometry.amounts(
+            z, over, stack.gram_here, b.threshold, b.mean, margin, roundoff, stack.strength, stack.inverse
+        )
         return geometry.move(view, amount, stack.shift, over.any(-1))
 
     def _guard(
         self, name: str, view: torch.Tensor, movable: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, SpaceReport]:
-        stack = self._stack(name, view.device)
-        z = geometry.scores(view.float(), stack.normal)
-        seen = z.detach().cpu()  # the one synchronisation
+        stack, home = self._stack(name, view.device), self._stack(name, torch.device("cpu"))
+        z = geometry.scores(view.detach().float(), stack.normal)
+        near = view.device.type == "cpu"
+        known = z if near else torch.cat([z, _margin(view, stack)], dim=-1).cpu()  # the one synchronisation
+        seen = known[..., : len(stack.owner)]
         if not bool(torch.isfinite(seen).all()):
             raise ConditioningError(_not_finite(name))
         here = self._at(name, torch.device("cpu"), view.shape[1])
@@ -295,11 +299,10 @@ class SafeRegion:
         if not bool(moves.any()):
             return None, report
         rows = moves.nonzero(as_tuple=True)
-        thr, mean, strength = here.threshold[rows[1]], here.mean[rows[1]], stack.strength.cpu()
-        margin, roundoff = _rounding(view[tuple(r.to(view.device) for r in rows)], view.dtype, stack)
-        amount = geometry.amounts(
-            seen[rows], over[rows], stack.gram, thr, mean, margin.cpu(), roundoff.cpu(), strength, until_settled=True
-        )
+        thr, mean, strength = here.threshold[rows[1]], here.mean[rows[1]], home.strength
+        margin = _margin(view[rows], stack) if near else known[rows][:, len(stack.owner) :]
+        roundoff = geometry.roundoff(view.dtype, home.along, home.across)
+        amount = geometry.amounts(seen[rows], over[rows], stack.gram, thr, mean, margin, roundoff, strength)
         left = seen[rows].double() - amount.double() @ stack.gram.T - thr
         if bool((strength >= 1).all()) and bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
             raise ConditioningError(
@@ -346,9 +349,8 @@ class SafeRegion:
         return self._borders[key]
 
 
-def _rounding(view: torch.Tensor, dtype: torch.dtype, stack: _Stack) -> tuple[torch.Tensor, torch.Tensor]:
-    margin = geometry.margin(view.float(), dtype, stack.normal, stack.spread)
-    return margin, geometry.roundoff(dtype, stack.along, stack.across)
+def _margin(view: torch.Tensor, stack: _Stack) -> torch.Tensor:
+    return geometry.margin(view.float(), view.dtype, stack.normal, stack.spread)
 
 
 def _erasing(away: torch.Tensor, stack: _Stack) -> torch.Tensor:
