@@ -20,6 +20,8 @@ LARGEST = 4 * 2**20
 """Bytes of the largest recipe file that is read."""
 LONGEST = 4000
 """Characters of the longest prompt."""
+DEEPEST = 20
+"""Levels of lists and mappings in a recipe file."""
 FEWEST_PAIRS = 4
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
@@ -182,7 +184,11 @@ def _parse(text: str, where: str) -> Any:
             return mapping
 
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:  # the C loader calls itself for each level and would overrun the stack
+                raise RecipeError(f"{where}: lists and mappings are nested more than {DEEPEST} deep.")
             if isinstance(event, yaml.AliasEvent):  # a small file of aliases can expand without end
                 raise RecipeError(f"{where}: YAML aliases (line {event.start_mark.line + 1}) are not allowed.")
         return yaml.load(text, Loader=Loader)
@@ -191,7 +197,8 @@ def _parse(text: str, where: str) -> Any:
             raise
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{where} is not valid YAML{line}: {getattr(error, 'problem', None) or error}.") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise RecipeError(f"{where} is not valid YAML{line}: {problem.removesuffix('.')}.") from None
 
 
 def _strings(value: Any, where: str, key: str) -> list[str]:

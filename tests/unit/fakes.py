@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ ADJECTIVES = ("quiet", "old", "blue", "tall", "wooden", "bright", "small", "fogg
 PLACES = ("harbour", "valley", "studio", "market", "museum", "field", "kitchen", "station", "castle")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _vector(text: str, width: int) -> np.ndarray:
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     return np.random.Generator(np.random.PCG64(seed)).standard_normal(width)
