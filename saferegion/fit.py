@@ -46,6 +46,7 @@ SEPARATES = 0.75
 
 _HELD_OUT = 5  # every fifth pair measures instead of being fitted on, from 20 pairs on
 _ENOUGH_PAIRS = 20
+_COME_AND_GO = "The encoder returns some spaces for some prompts only; it must return the same spaces always."
 _FLOOR = 0.1  # least deviation by position, relative to the mean one: positions that never vary have no own scale
 
 
@@ -293,6 +294,8 @@ def _discriminant(plan: _Plan, run: _Run, base: _Benign, metric: dict[str, torch
     hard = _Benign()
     for c in run(plan.own_fit):
         hard.add(c)
+    if any(m.spaces and m.spaces.keys() != base.spaces.keys() for m in (safe, unsafe, hard)):
+        raise CompileError(_COME_AND_GO)
     parts: dict[str, Fit] = {}
     for name, moments in base.spaces.items():
         s, u = safe.spaces[name], unsafe.spaces[name]
@@ -388,9 +391,7 @@ class _Calibration:
 def _see(calibration: dict[str, _Calibration], c: Conditioning, which: str) -> None:
     for name, rows, movable in _views(c):
         if name not in calibration:
-            raise CompileError(
-                f"The encoder returns space '{name}' for some prompts only; it must return the same spaces always."
-            )
+            raise CompileError(_COME_AND_GO)
         calibration[name].see(which, rows, movable)
 
 

@@ -45,7 +45,9 @@ def test_how_prompts_are_batched_does_not_matter(known: Fingerprint) -> None:
     def one_by_one(prompts: list[str]) -> Conditioning:
         rows = [encoder([p]) for p in prompts]
         return Conditioning(
-            torch.cat([r.tokens for r in rows]), torch.cat([r.movable for r in rows]), torch.cat([r.pooled for r in rows])
+            torch.cat([r.tokens for r in rows]),
+            torch.cat([r.movable for r in rows]),
+            torch.cat([r.pooled for r in rows]),
         )
 
     assert known.distance(Fingerprint.of(one_by_one)) < 1e-6
