@@ -192,6 +192,9 @@ def test_a_region_first_used_in_inference_mode_still_gives_gradients(count: int)
 # -- inside a graph ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.1."), reason="torch 2.1 cannot trace a dictionary whose keys are tuples"
+)
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("mode", ["project", "steer", "erase"])
 def test_project_compiles_into_one_graph(count: int, mode: str) -> None:
