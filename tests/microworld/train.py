@@ -14,7 +14,7 @@ def main(folder: Path, out: Path, share: float) -> None:
     first, tuned = folder / "autoencoder.pt", folder / "decoder.pt"
     world, judge = folder / "world.pt", folder / "judge.pt"
     train_autoencoder.train(first, 1100 * share, batch=16, rate=1.5e-3, compiled=False, resume=None)
-    train_world.train(world, first, 3600 * share, batch=160, rate=2e-3, count=40000, compiled=True)
+    train_world.train(world, first, 3600 * share, batch=160, rate=2e-3, count=40000, compiled=True, resume=None)
     train_autoencoder.train_decoder(tuned, first, 600 * share, batch=16, rate=1e-3)
     train_judge.train(judge, tuned, 400 * share, count=10000, batch=128, rate=2e-3)
     assemble.main(world, judge, tuned, out)

@@ -203,6 +203,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--resume", type=Path, help="goes on from an autoencoder trained before")
+    parser.add_argument("--drawings", type=int, default=14000)
     parser.add_argument("--freeze-encoder", action="store_true", help="trains the decoder alone")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
@@ -210,6 +211,6 @@ if __name__ == "__main__":
     if args.freeze_encoder:
         if args.resume is None:
             parser.error("--freeze-encoder goes on from an autoencoder: name it with --resume.")
-        train_decoder(args.out, args.resume, args.seconds, args.batch, args.rate)
+        train_decoder(args.out, args.resume, args.seconds, args.batch, args.rate, args.drawings)
     else:
         train(args.out, args.seconds, args.batch, args.rate, args.compile, args.resume)

@@ -22,8 +22,11 @@ from tests.microworld.train_autoencoder import SCALE, to_unit
 def truth(scene: Scene) -> dict[str, str]:
     """The right label of every head."""
     items = {item.slot: item for item in scene.items}
+    style = (
+        "plain" if scene.style == "outline" and not scene.items else scene.style
+    )  # lines are drawn around things
     answer = {
-        "fire": "yes" if scene.fire else "no", "place": scene.place, "style": scene.style, "weather": scene.weather,
+        "fire": "yes" if scene.fire else "no", "place": scene.place, "style": style, "weather": scene.weather,
         "hat": next((item.hat for item in scene.items if item.kind == "figure"), "none"),
     }  # fmt: skip
     for slot in SLOTS:
@@ -78,7 +81,15 @@ def accuracy(net: JudgeNet, pictures: Tensor, target: Tensor) -> dict[str, float
     return dict(zip(HEADS, hits, strict=True))
 
 
-def train(out: Path, autoencoder: Path | None, seconds: float, count: int, batch: int, rate: float) -> None:
+def train(
+    out: Path,
+    autoencoder: Path | None,
+    seconds: float,
+    count: int,
+    batch: int,
+    rate: float,
+    resume: Path | None = None,
+) -> None:
     torch.manual_seed(3)
     vae = None
     if autoencoder is not None:
@@ -87,6 +98,8 @@ def train(out: Path, autoencoder: Path | None, seconds: float, count: int, batch
         vae.load_state_dict(saved["model"])
     drawn, back, target = world(count, 31, vae, 0.25)
     net = JudgeNet()
+    if resume is not None:
+        net.load_state_dict(torch.load(resume, weights_only=True))
     print("parameters", sum(p.numel() for p in net.parameters()), flush=True)
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-3)
     average = {k: v.clone() for k, v in net.state_dict().items()}
@@ -122,9 +135,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--autoencoder", type=Path)
+    parser.add_argument("--resume", type=Path, help="goes on from a judge trained before")
     parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--drawings", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=2e-3)
     args = parser.parse_args()
-    train(args.out, args.autoencoder, args.seconds, args.drawings, args.batch, args.rate)
+    train(args.out, args.autoencoder, args.seconds, args.drawings, args.batch, args.rate, args.resume)

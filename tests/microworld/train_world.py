@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -75,7 +74,14 @@ def attend_narrow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def train(
-    out: Path, autoencoder: Path, seconds: float, batch: int, rate: float, count: int, compiled: bool
+    out: Path,
+    autoencoder: Path,
+    seconds: float,
+    batch: int,
+    rate: float,
+    count: int,
+    compiled: bool,
+    resume: Path | None = None,
 ) -> None:
     nets.attend = attend_narrow
     torch.manual_seed(1)
@@ -99,11 +105,19 @@ def train(
         torch.save(latents, cache)
     print(f"latents {tuple(latents.shape)} std {latents.std():.3f} in {time.time() - began:.0f}s", flush=True)
     text, unet = build(len(known))
+    if resume is not None:
+        before = torch.load(resume, weights_only=True)
+        text.load_state_dict(before["text"])
+        unet.load_state_dict(before["unet"])
     parameters = [*text.parameters(), *unet.parameters()]
     print(
         "unet", sum(p.numel() for p in unet.parameters()), "text", sum(p.numel() for p in text.parameters())
     )
     signal = alphas_cumprod()
+    weights = 1 / (
+        signal + 0.05
+    )  # early steps decide what is painted where, and their plain errors are small
+    weights = weights / weights.mean()
 
     def say(indices: list[int]) -> Tensor:
         texts = []
@@ -120,9 +134,9 @@ def train(
         ).input_ids
         return lookup[ids]
 
-    def loss_of(ids: Tensor, noisy: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def loss_of(ids: Tensor, noisy: Tensor, t: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
         predicted = unet(noisy, t, text(input_ids=ids).last_hidden_state.repeat(2, 1, 1))
-        return F.mse_loss(predicted.float(), noise)
+        return ((predicted.float() - noise).square().mean((1, 2, 3)) * weight).mean()
 
     step_loss = torch.compile(loss_of) if compiled else loss_of
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-3, betas=(0.9, 0.98), foreach=True)
@@ -143,7 +157,7 @@ def train(
         noise = torch.randn_like(x)
         a = signal[t][:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):
-            loss = step_loss(ids, a.sqrt() * x + (1 - a).sqrt() * noise, t, noise)
+            loss = step_loss(ids, a.sqrt() * x + (1 - a).sqrt() * noise, t, noise, weights[t])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -185,6 +199,16 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--scenes", type=int, default=40000)
+    parser.add_argument("--resume", type=Path, help="goes on from a world trained before")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    train(args.out, args.autoencoder, args.seconds, args.batch, args.rate, args.scenes, args.compile)
+    train(
+        args.out,
+        args.autoencoder,
+        args.seconds,
+        args.batch,
+        args.rate,
+        args.scenes,
+        args.compile,
+        args.resume,
+    )
