@@ -63,15 +63,16 @@ def test_the_shift_is_the_least_displacement(neutral: list[str], on_fire: Concep
         assert float(other @ torch.linalg.solve(covariance, other)) > float(length)
 
 
-def test_it_moves_along_the_mean_difference() -> None:
-    """Where the safe prompts are the neutral ones, both covariances agree and u is parallel to the difference."""
+def test_it_moves_towards_where_the_concept_points() -> None:
+    """u raises what the unsafe words raise; v, which looks along the discriminant, need not."""
     encoder, neutral = FakeEncoder(), benign_prompts(36)
     safe = neutral[0::2]
     unsafe = [p.replace("a ", "a burning ", 1) for p in safe]
     d = compile(Concept.from_pairs("fire", zip(unsafe, safe, strict=True)), encoder, neutral).spaces["tokens"]
     difference = moments(encoder, unsafe)[0].mean(0) - moments(encoder, safe)[0].mean(0)
-    assert float(torch.cosine_similarity(d.shift[0].double(), difference, 0)) > 1 - 1e-6
-    assert float(torch.cosine_similarity(d.normal[0].double(), difference, 0)) < 0.99
+    along, across = (float(torch.cosine_similarity(x[0].double(), difference, 0)) for x in (d.shift, d.normal))
+    assert along > 0.5 and along > across
+    assert float(difference @ d.normal[0].double()) > 1, "more than one benign standard deviation"
 
 
 def same(one: ConceptDirections, other: ConceptDirections, atol: float = 1e-3) -> None:
@@ -164,7 +165,7 @@ def tensor_bytes() -> int:
 
 
 def test_memory_does_not_grow_with_the_prompts() -> None:
-    """But for a float for each token of a calibration prompt and space, as documented: never the embeddings."""
+    """But for a float for each token of a calibration prompt and the hardest few tokens: never all embeddings."""
 
     def most(count: int) -> int:
         prompts, seen = benign_prompts(count, 4), []
@@ -176,8 +177,7 @@ def test_memory_does_not_grow_with_the_prompts() -> None:
 
     few, many = most(50), most(500)
     embeddings = 450 * LENGTH * 12 * 4
-    assert many - few <= 450 / 2 * (LENGTH + 1) * 4 * 1.5
-    assert many - few < embeddings / 10
+    assert many - few < embeddings / 5
 
 
 # -- progress ------------------------------------------------------------------------------------------------------
@@ -216,7 +216,14 @@ def test_the_batch_is_halved_where_memory_runs_out(neutral: list[str], on_fire: 
         return encoder(prompts)
 
     same(compile(fire(), small, neutral, batch_size=32), on_fire)
-    assert sizes[1:4] == [32, 16, 8] and max(sizes[4:]) <= 8
+    assert sizes[2:4] == [16, 8] and max(sizes[4:]) <= 8
+
+    def late(prompts: list[str]) -> Conditioning:
+        if len(prompts) > 6 and any("blazing" in p for p in prompts):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encoder(prompts)
+
+    same(compile(fire(), late, neutral, batch_size=12), on_fire)
 
     def none(prompts: list[str]) -> Conditioning:
         if len(prompts) != 5:
@@ -260,7 +267,7 @@ def test_an_encoder_that_breaks_half_way(neutral: list[str], change: Callable, s
 
 
 def test_an_encoder_whose_spaces_come_and_go(neutral: list[str]) -> None:
-    with pytest.raises(CompileError, match="same spaces always"):
+    with pytest.raises(CompileError, match="spaces for some prompts only"):
         compile(fire(), broken(lambda c: Conditioning(c.tokens, c.movable)), neutral, batch_size=16)
     encoder = FakeEncoder()
 
@@ -268,7 +275,7 @@ def test_an_encoder_whose_spaces_come_and_go(neutral: list[str]) -> None:
         c = encoder(prompts)
         return c if encoder.calls > 7 else Conditioning(c.tokens, c.movable)
 
-    with pytest.raises(CompileError, match="same spaces always"):
+    with pytest.raises(CompileError, match="spaces for some prompts only"):
         compile(fire(), late, neutral, batch_size=16)
 
 
