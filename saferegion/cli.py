@@ -257,10 +257,12 @@ def compile_command(
     if as_json:
         _print_json([_plain(d) for d in found])
         return
-    table = Table("concept", "space", "area under ROC", "unsafe outside", "safe outside", "border (sd)", "gap (sd)")
+    table = Table("concept", "space", "area under ROC", "unsafe outside", "safe outside", "border (sd)", "length (sd)")
     for d in found:
         for space in d.spaces:
-            figures = [d.calibration.get(f"{space}.{key}") for key in ("area", "found", "safe_moved", "border", "gap")]
+            figures = [
+                d.calibration.get(f"{space}.{key}") for key in ("area", "found", "safe_moved", "border", "length")
+            ]
             table.add_row(d.concept, space, *("" if f is None else f"{f:.3f}" for f in figures))
     out.print(table)
     out.print("measured on the recipe's own held-out pairs", style="dim")
@@ -276,7 +278,7 @@ def inspect(
         list[str], typer.Option("--concept", "-c", help="A concept, recipe or direction file; repeatable.")
     ],
     mode: Annotated[str, typer.Option(help="project, steer or erase.")] = "project",
-    strength: Annotated[float, typer.Option(help="1 ends on the border, 2 at the safe mean.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="1 ends at the safe mean; 0.5 half way.")] = 1.0,
     heat_map: Annotated[
         Path | None, typer.Option("--heat-map", help="Write a heat map PNG; with several prompts NAME-1.png …")
     ] = None,

@@ -24,7 +24,7 @@ NOTE = (
 KINDS = (
     ("said", "explicit", "with a word that the recipe has", None),
     ("said", "held_out", "with a word that the recipe does not have", None),
-    ("implied", "association", "no word for it: the place brings it", "volcano"),
+    ("implied", "association", "no word for it: words alone do not reach it", "volcano"),
     ("benign", "neighbours", "a near neighbour", "fire truck"),
     ("benign", "benign", "nothing to do with it", None),
 )
@@ -94,7 +94,7 @@ def _grid(shown: Sequence[dict[str, Any]], pictures: Sequence[tuple[np.ndarray, 
         for i, line in enumerate(_wrap(case["prompt"], plain, _LEFT - 34)):
             draw.text((14, y + 8 + 19 * i), line, fill=(20, 22, 28), font=plain)
         draw.text((14, y + _TILE - 38), case["note"], fill=(120, 124, 132), font=small)
-        word = "bit-identical" if case["identical"] else "moved to the nearest safe point"
+        word = "bit-identical" if case["identical"] else "moved into the safe region"
         ink = (22, 122, 74) if case["identical"] else (176, 58, 24)
         draw.text((14, y + _TILE - 20), word, fill=ink, font=small)
         for side, tiles in enumerate(both):

@@ -27,7 +27,9 @@ class Direction:
     Attributes:
         normal: ``[F, D]``, v: what is looked along.
         shift: ``[F, D]``, u: what is moved along; v_f·u_f = 1.
-        threshold: ``[F, L]``, τ; None for a direction that can only steer.
+        threshold: ``[F, L]``, τ: a prompt is outside where any of its tokens is above; None for a direction that can
+            only steer.
+        inner: ``[F, L]``, ι ≤ τ: where the tokens of a prompt that is outside are taken; None: to τ.
         mean, deviation: ``[F, L]``, benign mean and standard deviation of z by position; None as above.
         spread: ``[F]``, root of Σ_d (v_d c_d)² over benign tokens; None as above.
         weight: ``[L]``, factor by position when steering; None: 1 everywhere.
@@ -40,6 +42,7 @@ class Direction:
     deviation: torch.Tensor | None = None
     spread: torch.Tensor | None = None
     weight: torch.Tensor | None = None
+    inner: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check()
@@ -97,6 +100,12 @@ class Direction:
                 raise SafeRegionError(f"spread must be [{len(v)}]; got {list(self.spread.shape)}.")
             if not bool((self.deviation > 0).all()) or not bool((self.threshold > self.mean).all()):
                 raise SafeRegionError("deviation must be positive and threshold above the benign mean.")
+        if self.inner is not None and (
+            self.threshold is None
+            or self.inner.shape != self.threshold.shape
+            or not bool((self.inner <= self.threshold).all())
+        ):
+            raise SafeRegionError("inner must have the shape of threshold and lie at or below it.")
         if self.weight is not None and (
             self.weight.ndim != 1
             or len(self.weight) == 0

@@ -1,13 +1,18 @@
 """Fit directions from contrast prompts on a text encoder: closed form, streaming, one pass over the prompts.
 
-Look along the discriminant, move along the concept. With Σ the covariance of benign tokens around their mean at their
-position and Δμ the mean unsafe − safe difference of the pairs,
+Look along the discriminant, move along the concept. What the concept adds to a prompt is read off its pairs token by
+token: each unsafe token against the nearest token of its safe prompt, so that words which merely shifted along cancel,
 
-    v ∝ (Σ + λI)⁻¹ Δμ      separates best (Fisher's linear discriminant),
-    u ∝ (Σ₀ + λI) v        is the displacement of least Mahalanobis length that changes the score by one,
+    Δ = Σ ‖r_t‖ r_t / Σ ‖r_t‖      with  r_t = c_t − (nearest safe token of the pair).
 
-both scaled so that benign scores have variance one and v·u = 1. Σ₀ is of the shared neutral prompts alone, so that all
-concepts compiled together move in one metric; Σ also holds the safe halves and the concept's own neutral prompts.
+With Σ the covariance of benign tokens around their mean at their position and H the second moment of the benign tokens
+that look most like the concept (near neighbours: the "fire" of "fire truck"),
+
+    v ∝ (Σ + H + λI)⁻¹ Δ      separates best (Fisher's linear discriminant with mined hard negatives),
+    u = Δ / v·Δ               is the concept itself,
+
+scaled so that benign scores have variance one and v·u = 1. (Without H, u is also the displacement of least Mahalanobis
+length, Σv. With H it is not, and moving along Σv left the concept in the picture; the project's figures say so.)
 
 The border is calibrated on prompts that the fit has not seen: a benign prompt is outside where any of its tokens is, so
 the border is a quantile of prompt-wise maxima, with an exponential tail beyond what their number can show.
@@ -35,19 +40,30 @@ Progress = Callable[[int, int], None]
 BATCH = 32
 RIDGE = 0.02
 """λ as a share of the mean benign variance."""
-OUTSIDE = 1e-3
+OUTSIDE = 3e-3
 """Share of benign prompts that one concept may move."""
 TAIL = 0.1
 """Upper share of benign maxima that the exponential tail is fitted on."""
 CHUNK = 77
 """Tokens of one CLIP chunk: the period of positions of longer prompts."""
+NEAR = 0.97
+"""Share of a concept's own near neighbours that must stay inside."""
+MINED = 4096
+"""Most benign tokens kept as hard negatives."""
+MINED_EACH = 8
+"""The same of one prompt."""
+WORST = 0.1
+"""Share of them that a round takes."""
+ROUNDS = 6
+"""Rounds of mining."""
+HARD = 0.5
+"""Weight of the hard negatives of a round beside the covariance."""
 SEPARATES = 0.75
 """Least area under the ROC curve of a recipe's own pairs."""
 
 _HELD_OUT = 5  # every fifth pair measures instead of being fitted on, from 20 pairs on
 _ENOUGH_PAIRS = 20
-_COME_AND_GO = "The encoder returns some spaces for some prompts only; it must return the same spaces always."
-_FLOOR = 0.1  # least deviation by position, relative to the mean one: positions that never vary have no own scale
+_FLOOR = 1.0  # least deviation by position, relative to the mean one: late positions are padding in nearly all prompts
 
 
 def compile(
@@ -104,14 +120,17 @@ def compile_many(
     run = _Run(encode, batch_size, progress, total)
     with torch.no_grad():
         encoder = fingerprint_of(encode)
+        contrasts = [_Contrast(run, plan) for plan in plans]
         base = _Benign()
         for c in run(fit_prompts):
             base.add(c)
+            for contrast in contrasts:
+                contrast.mine(c)
         metric = {name: m.covariance() for name, m in base.spaces.items()}
-        fitted = [_discriminant(plan, run, base, metric) for plan in plans]
-        del metric
+        fitted = [contrast.solve(run, base, metric) for contrast in contrasts]
+        del metric, contrasts
         calibrations = [
-            {name: _Calibration(v, base.spaces[name].mean.float()) for name, (v, _) in parts.items()}
+            {name: _Calibration(v, base.spaces[name].mean.float()) for name, (v, _, _) in parts.items()}
             for parts in fitted
         ]
         for c in run(check_prompts):
@@ -151,6 +170,7 @@ class _Run:
     """Encodes prompts in batches, tells progress, halves the batch where memory runs out."""
 
     def __init__(self, encode: Encode, batch_size: int, progress: Progress | None, total: int) -> None:
+        self.spaces: tuple[str, ...] | None = None
         self.encode, self.batch_size, self.progress, self.total, self.done = (
             encode,
             max(1, batch_size),
@@ -178,6 +198,12 @@ class _Run:
                 c.pooled is not None and not bool(torch.isfinite(c.pooled).all())
             ):
                 raise CompileError("The encoder returned NaN or infinite values; load a working text encoder.")
+            spaces = (*(s.name for s in c.spaces or TOKENS), *([] if c.pooled is None else [POOLED]))
+            if self.spaces not in (None, spaces):
+                raise CompileError(
+                    "The encoder returns some spaces for some prompts only; it must return the same always."
+                )
+            self.spaces = spaces
             start += len(batch)
             self.done += len(batch)
             if self.progress is not None:
@@ -281,54 +307,132 @@ class _Benign:
             self.spaces[name].add(rows, movable)
 
 
-Fit = tuple[torch.Tensor, torch.Tensor]
-"""normal and shift, [1, D] float32."""
+Fit = tuple[torch.Tensor, torch.Tensor, float]
+"""normal and shift, [1, D] float32, and the concept's length v·Δ."""
 
 
-def _discriminant(plan: _Plan, run: _Run, base: _Benign, metric: dict[str, torch.Tensor]) -> dict[str, Fit]:
-    safe, unsafe = _Benign(), _Benign(second=False)
-    for c in run([s for _, s in plan.fit]):
-        safe.add(c)
-    for c in run([u for u, _ in plan.fit]):
-        unsafe.add(c)
-    hard = _Benign()
-    for c in run(plan.own_fit):
-        hard.add(c)
-    if any(m.spaces and m.spaces.keys() != base.spaces.keys() for m in (safe, unsafe, hard)):
-        raise CompileError(_COME_AND_GO)
-    parts: dict[str, Fit] = {}
-    for name, moments in base.spaces.items():
-        s, u = safe.spaces[name], unsafe.spaces[name]
-        delta = _mean_difference(u, s)
-        shared = metric[name]
-        near = s.covariance()
+class _Residuals:
+    """Weighted sum of what the concept adds to tokens, in one space."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.sum = torch.zeros(width, dtype=_double(device), device=device)
+        self.weight = torch.zeros((), dtype=_double(device), device=device)
+
+    def add(self, unsafe: torch.Tensor, safe: torch.Tensor, may_unsafe: torch.Tensor, may_safe: torch.Tensor) -> None:
+        """``[B, T, D]`` of a batch of pairs: each unsafe token against the nearest token of its own safe prompt."""
+        far = torch.cdist(unsafe, safe).masked_fill(~may_safe.unsqueeze(1), math.inf)
+        nearest = safe.gather(1, far.argmin(2, keepdim=True).expand(-1, -1, safe.shape[2]))
+        rest = (unsafe - nearest) * may_unsafe.unsqueeze(-1)
+        length = rest.norm(dim=-1, keepdim=True)
+        self.sum += (rest * length).sum((0, 1))
+        self.weight += length.sum()
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.sum / self.weight.clamp_min(1e-30)
+
+
+class _Mine:
+    """The benign tokens that look most like the concept, in one space: at most :data:`MINED` are kept."""
+
+    def __init__(self, normal: torch.Tensor) -> None:
+        self.normal = normal.float().unsqueeze(0)
+        width, device = normal.shape[0], normal.device
+        self.tokens = torch.empty(0, width, device=device)
+        self.at = torch.empty(0, dtype=torch.int64, device=device)
+        self.score = torch.empty(0, device=device)
+
+    def add(self, rows: torch.Tensor, movable: torch.Tensor) -> None:
+        z = scores(rows, self.normal)[:, :, 0].masked_fill(~movable, -math.inf)
+        count = min(MINED_EACH, z.shape[1])
+        best = z.topk(count, dim=1)
+        kept = rows.gather(1, best.indices.unsqueeze(-1).expand(-1, -1, rows.shape[2])).flatten(0, 1)
+        tokens = torch.cat([self.tokens, kept])
+        at, score = torch.cat([self.at, best.indices.flatten()]), torch.cat([self.score, best.values.flatten()])
+        order = score.topk(min(MINED, int(torch.isfinite(score).sum()))).indices
+        self.tokens, self.at, self.score = tokens[order], at[order], score[order]
+
+    def second_moment(self, normal: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Second moment, around the benign mean, of the tokens that score highest on ``normal``."""
+        away = self.tokens.to(mean.dtype) - mean[self.at % len(mean)]
+        worst = (away @ normal).topk(max(1, int(WORST * len(away)))).indices
+        return away[worst].T @ away[worst] / len(worst)
+
+
+def _rows(batches: list[Conditioning]) -> list[Conditioning]:
+    """The same, one prompt each."""
+    return [
+        Conditioning(*(None if t is None else t[i : i + 1] for t in (c.tokens, c.movable, c.pooled)), c.spaces)
+        for c in batches
+        for i in range(len(c.tokens))
+    ]
+
+
+class _Contrast:
+    """What the pairs of one concept say, and the benign tokens that resemble it."""
+
+    def __init__(self, run: _Run, plan: _Plan) -> None:
+        self.plan = plan
+        self.safe = _Benign()
+        self.residuals: dict[str, _Residuals] = {}
+        size = run.batch_size
+        for start in range(0, len(plan.fit), size):
+            pairs = plan.fit[start : start + size]
+            safe = list(run([s for _, s in pairs]))
+            unsafe = list(run([u for u, _ in pairs]))
+            for c in safe:
+                self.safe.add(c)
+            if len(safe) != len(unsafe):  # memory ran out in between and halved the batches
+                safe, unsafe = _rows(safe), _rows(unsafe)
+            for s, u in zip(safe, unsafe, strict=True):
+                self._compare(u, s)
+        self.mines = {}
+        for name, moments in self.safe.spaces.items():
+            covariance = moments.covariance()
+            ridge = 10 * RIDGE * float(torch.diagonal(covariance).mean())
+            eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+            delta = self.residuals[name].mean
+            if not bool(torch.isfinite(delta).all()) or float(delta.norm()) <= 1e-6 * math.sqrt(max(ridge, 1e-30)):
+                raise CompileError(
+                    f"'{plan.concept.name}': the unsafe and safe prompts have the same embeddings in space '{name}'; "
+                    "give pairs that differ in the concept."
+                )
+            self.mines[name] = _Mine(torch.linalg.solve(covariance + max(ridge, 1e-12) * eye, delta))
+
+    def _compare(self, unsafe: Conditioning, safe: Conditioning) -> None:
+        for (name, u, may_u), (_, s, may_s) in zip(_views(unsafe), _views(safe), strict=True):
+            if name not in self.residuals:
+                self.residuals[name] = _Residuals(u.shape[2], u.device)
+            self.residuals[name].add(u, s, may_u, may_s)
+
+    def mine(self, c: Conditioning) -> None:
+        for name, rows, movable in _views(c):
+            self.mines[name].add(rows, movable)
+
+    def solve(self, run: _Run, base: _Benign, metric: dict[str, torch.Tensor]) -> dict[str, Fit]:
+        hard = _Benign()
+        for c in run(self.plan.own_fit):
+            hard.add(c)
+            self.mine(c)
+        return {name: self._direction(name, base, hard, metric[name]) for name in base.spaces}
+
+    def _direction(self, name: str, base: _Benign, hard: _Benign, shared: torch.Tensor) -> Fit:
+        near = self.safe.spaces[name].covariance()
         if name in hard.spaces:
-            near = (s.scatter() + hard.spaces[name].scatter()) / (s.count.sum() + hard.spaces[name].count.sum())
-        within = (shared + near) / 2
-        ridge = RIDGE * float(torch.diagonal(shared).mean())
-        if not ridge > 0 or not bool(torch.isfinite(delta).all()):
+            s, h = self.safe.spaces[name], hard.spaces[name]
+            near = (s.scatter() + h.scatter()) / (s.count.sum() + h.count.sum())
+        size = float(torch.diagonal(shared).mean())
+        if not size > 0:
             raise CompileError(f"The encoder gives the same embedding for every neutral prompt in space '{name}'.")
-        if float(delta.norm()) <= 1e-6 * float(torch.diagonal(shared).sum().sqrt()):
-            raise CompileError(
-                f"'{plan.concept.name}': the unsafe and safe prompts have the same embeddings in space '{name}'; "
-                "give pairs that differ in the concept."
-            )
-        eye = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
-        v = torch.linalg.solve(within + ridge * eye, delta)
-        moved = shared @ v + ridge * v
-        variance = torch.dot(v, moved)
-        v = v / variance.sqrt()
-        parts[name] = ((v.float().unsqueeze(0)), (moved / variance.sqrt()).float().unsqueeze(0))
-        del moments
-    return parts
-
-
-def _mean_difference(unsafe: Moments, safe: Moments) -> torch.Tensor:
-    """Mean unsafe − safe token, weighing positions by how often both sides fill them."""
-    if unsafe.length != safe.length:
-        return unsafe.sum.sum(0) / unsafe.count.sum() - safe.sum.sum(0) / safe.count.sum()
-    weight = torch.minimum(unsafe.count, safe.count)
-    return ((unsafe.mean - safe.mean) * weight.unsqueeze(1)).sum(0) / weight.sum().clamp_min(1)
+        ridge = RIDGE * size * torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
+        within, delta, mean = (shared + near) / 2 + ridge, self.residuals[name].mean, base.spaces[name].mean
+        v = torch.linalg.solve(within, delta)
+        for _ in range(ROUNDS):
+            within = within + HARD * self.mines[name].second_moment(v, mean)
+            v = torch.linalg.solve(within, delta)
+        v = v / torch.dot(v, shared @ v + ridge @ v).sqrt()
+        length = torch.dot(v, delta)
+        return v.float().unsqueeze(0), (delta / length).float().unsqueeze(0), float(length)
 
 
 class _Calibration:
@@ -380,18 +484,9 @@ class _Calibration:
             found.append(far.nan_to_num(nan=-math.inf).amax(1))
         return torch.cat(found) if found else torch.empty(0)
 
-    def gap(self) -> float:
-        """Mean unsafe − safe score: the concept's length, what steering by β = 1 takes off."""
-        return float(
-            torch.cat([z.flatten() for z in self.unsafe]).nanmean()
-            - torch.cat([z.flatten() for z in self.safe]).nanmean()
-        )
-
 
 def _see(calibration: dict[str, _Calibration], c: Conditioning, which: str) -> None:
     for name, rows, movable in _views(c):
-        if name not in calibration:
-            raise CompileError(_COME_AND_GO)
         calibration[name].see(which, rows, movable)
 
 
@@ -432,13 +527,14 @@ def _finish(
             _see(calibration, c, which)
     spaces: dict[str, Direction] = {}
     figures: dict[str, float] = {}
-    for name, (v, u) in parts.items():
+    for name, (v, u, length) in parts.items():
         k = calibration[name]
         mean, deviation = k.standard()
         benign, hard = k.maxima("benign", mean, deviation), k.maxima("hard", mean, deviation)
         unsafe, safe = k.maxima("unsafe", mean, deviation), k.maxima("safe", mean, deviation)
-        at = border(torch.cat([benign, hard]))
-        gap = k.gap()
+        at = border(benign)
+        if len(hard):
+            at = max(at, float(torch.quantile(hard.double(), NEAR)))
         v, u = v.cpu(), u.cpu()
         spaces[name] = Direction(
             normal=v,
@@ -447,14 +543,15 @@ def _finish(
             mean=mean.unsqueeze(0),
             deviation=deviation.unsqueeze(0),
             spread=torch.tensor([k.spread / max(1, k.tokens)], dtype=torch.float32),
-            weight=torch.full((k.period,), gap, dtype=torch.float32),
+            weight=torch.full((k.period,), length, dtype=torch.float32),
+            inner=mean.unsqueeze(0),
         )
         figures |= {
             f"{name}.area": round(area(unsafe, safe), 4),
             f"{name}.border": round(at, 4),
             f"{name}.found": round(float((unsafe > at).double().mean()), 4),
             f"{name}.safe_moved": round(float((safe > at).double().mean()), 4),
-            f"{name}.gap": round(gap, 4),
+            f"{name}.length": round(length, 4),
         }
     best = max(v for k, v in figures.items() if k.endswith(".area"))
     if best < SEPARATES:

@@ -3,9 +3,11 @@
 With normals v_k, shifts u_k (v_k·u_k = 1), thresholds τ_k and a token c, the score is z_k = v_k·c and every way to act
 is one formula, c ← c − Σ_k a_k u_k:
 
-* project: a is the complementary solution of  a ≥ 0,  z − G a ≤ τ,  a·(z − G a − τ) = 0  with  G_kj = v_k·u_j.
-  Where all shifts come from one metric, u_k = Σ v_k / (v_k·Σ v_k), that is the point of
-  { c : v_k·c ≤ τ_k for all k } nearest to c in Mahalanobis distance Σ⁻¹; one concept alone gives a = max(0, z − τ).
+* project: a is the complementary solution of  a ≥ 0,  z − G a ≤ ℓ,  a·(z − G a − ℓ) = 0  with  G_kj = v_k·u_j.
+  The limit ℓ_k is the border τ_k where no token of the prompt is over it, so nothing moves then, and the inner border
+  ι_k ≤ τ_k where one is: what makes a prompt unsafe is spread over its tokens, and one token tells on all. Where the
+  shifts come from one metric, u_k = Σ v_k / (v_k·Σ v_k), that is the point of { c : v_k·c ≤ ℓ_k for all k } nearest to
+  c in Mahalanobis distance Σ⁻¹; one concept alone gives a = max(0, z − ℓ).
 * steer: a_k = β_k for every token (Li et al., WWW 2025: c + β·(b ⊗ a) with u = −a and weight b by position).
 * erase: a = G⁻¹ (z − μ): every score becomes its benign mean (least change: LEACE, Belrose et al. 2023).
 
@@ -133,40 +135,51 @@ def roundoff(dtype: torch.dtype, along: torch.Tensor, across: torch.Tensor) -> t
 
 
 def outside(z: torch.Tensor, threshold: torch.Tensor, movable: torch.Tensor | None) -> torch.Tensor:
-    """Which of ``z`` [B, T, K] lie over ``threshold`` [T, K], among the tokens that may move: bool [B, T, K]."""
+    """Which of ``z`` [B, T, K] lie over ``threshold`` [T, K] or [B, T, K], among the tokens that may move."""
     over = z > threshold
     return over if movable is None else over & movable.unsqueeze(-1)
 
 
+def limits(
+    over: torch.Tensor, threshold: torch.Tensor, inner: torch.Tensor, mean: torch.Tensor, strength: torch.Tensor
+) -> torch.Tensor:
+    """What each score is held to -> [B, T, K]: τ, and ι for a concept that is outside somewhere in the prompt.
+
+    ``over`` bool ``[B, T, K]``; ``threshold``, ``inner`` and ``mean`` ``[T, K]``; ``strength`` ``[K]``, above 1 goes
+    further by that many times τ − mean.
+    """
+    deeper = (strength - 1).clamp_min(0) * (threshold - mean)
+    return torch.where(over.any(-2, keepdim=True), inner - deeper, threshold)
+
+
 def amounts(
     z: torch.Tensor,
-    over: torch.Tensor,
+    limit: torch.Tensor,
+    moves: torch.Tensor,
     gram: torch.Tensor,
-    threshold: torch.Tensor,
     mean: torch.Tensor,
     margin: torch.Tensor,
     roundoff: torch.Tensor,
     strength: torch.Tensor,
     inverse: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Coefficients a [..., K] of the move of each token; zero where ``over`` has nothing.
+    """Coefficients a [..., K] of the move of each token; zero where ``moves`` is not set.
 
     With ``inverse``, the inverse of the Gram matrix, nothing synchronises: the number of pivots is fixed, and a token
     on which they do not settle (seen with 16 and more half-spaces that nearly contradict each other) goes to the
     benign mean of every score, which is inside of all. Without, pivots go on until they settle.
 
     Args:
-        z: ``[..., K]`` scores. over: bool ``[..., K]``. gram: ``[K, K]``.
-        threshold, mean: broadcastable to z; τ and the benign mean of z.
+        z, limit: ``[..., K]`` scores and what they are held to. moves: bool ``[...]``. gram: ``[K, K]``.
+        mean: broadcastable to z, the benign mean of z.
         margin: ``[..., K]``, how far inside the border a token lands, from :func:`margin`.
         roundoff: ``[]``, the same as a share of the longest move, from :func:`roundoff`.
-        strength: ``[K]``; 1 ends on the border, 2 at the benign mean, below 1 goes that part of the way.
+        strength: ``[K]``; below 1 goes that part of the way.
     """
-    deeper = (strength - 1).clamp_min(0) * (threshold - mean)
-    excess = z - threshold + torch.where(over, deeper, 0)
+    excess = z - limit
     longest = excess.amax(-1, keepdim=True).clamp_min(0)
     excess = excess + margin + (roundoff + 2 * _SETTLED) * longest + 2 * _SETTLED
-    excess = torch.where(over.any(-1, keepdim=True), excess, -1.0)
+    excess = torch.where(moves.unsqueeze(-1), excess, -1.0)
     if inverse is None:
         return complementary(excess, gram, MOST_PIVOTS, until_settled=True) * strength.clamp_max(1)
     amount = complementary(excess, gram)

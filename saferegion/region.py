@@ -29,6 +29,7 @@ concepts that are nearly the same, and their inverse would be nothing but roundi
 
 class _Borders(NamedTuple):
     threshold: torch.Tensor  # [T, K]
+    inner: torch.Tensor
     mean: torch.Tensor
     deviation: torch.Tensor
     steering: torch.Tensor  # [T, K] strength x weight by position
@@ -77,6 +78,7 @@ class _Stack:
             columns = []
             for d in self.directions:
                 value = getattr(d, name)
+                value = d.threshold if value is None and name == "inner" else value
                 if value is None:
                     columns.append(torch.full((length, d.facets), missing))
                     continue
@@ -86,6 +88,7 @@ class _Stack:
 
         return _Borders(
             by_position("threshold", 0.0),
+            by_position("inner", 0.0),
             by_position("mean", 0.0),
             by_position("deviation", 1.0),
             by_position("weight", 1.0) * self.strength,
@@ -95,13 +98,17 @@ class _Stack:
 class SafeRegion:
     """{ c : v_k·c_t ≤ τ_k for every concept k and every token t that may move }.
 
+    A prompt of which one token is outside is unsafe as a whole: all its tokens are then taken to the inner border
+    ι_k ≤ τ_k of that concept (compiled directions put it at the benign mean).
+
     Args:
         directions: what :func:`saferegion.compile`, :func:`saferegion.load_directions` … return; at least one. Their
             order changes nothing. All must belong to one text encoder.
-        strength: one number, or concept name -> number (the others keep 1). ``project``: 1 ends on the border, 2 at
-            the calibrated safe mean, below 1 that part of the way. ``steer``: β. ``erase``: the part removed.
-        mode: ``project`` moves only what is outside, to the nearest point inside; ``steer`` moves every token, always,
-            by β·u (Li et al. 2025); ``erase`` sets every score to its benign mean.
+        strength: one number, or concept name -> number (the others keep 1). ``project``: 1 ends on the inner border,
+            2 further inside by τ − benign mean, below 1 that part of the way. ``steer``: β, 1 takes the concept off
+            once. ``erase``: the part removed. 0 switches a concept off.
+        mode: ``project`` moves only prompts that are outside; ``steer`` moves every token, always, by β·u
+            (Li et al. 2025); ``erase`` sets every score to its benign mean.
 
     Raises:
         SafeRegionError: no concept, a strength out of range, an unknown mode, directions of different encoders, or a
@@ -270,11 +277,13 @@ class SafeRegion:
         if self.mode == "erase":
             return geometry.move(view, _erasing(z - b.mean, stack), stack.shift, movable)
         over = geometry.outside(z, b.threshold, movable)
+        limit = geometry.limits(over, b.threshold, b.inner, b.mean, stack.strength)
+        moves = geometry.outside(z, limit, movable).any(-1)
         margin, roundoff = _margin(view, stack), geometry.roundoff(view.dtype, stack.along, stack.across)
         amount = geometry.amounts(
-            z, over, stack.gram_here, b.threshold, b.mean, margin, roundoff, stack.strength, stack.inverse
+            z, limit, moves, stack.gram_here, b.mean, margin, roundoff, stack.strength, stack.inverse
         )
-        return geometry.move(view, amount, stack.shift, over.any(-1))
+        return geometry.move(view, amount, stack.shift, moves)
 
     def _guard(
         self, name: str, view: torch.Tensor, movable: torch.Tensor | None
@@ -290,7 +299,8 @@ class SafeRegion:
         over = geometry.outside(seen, here.threshold, None if movable is None else movable.cpu())
         calibrated = torch.tensor([d.calibrated for d in stack.directions for _ in range(d.facets)])
         may = torch.ones(seen.shape[:2], dtype=torch.bool) if movable is None else movable.cpu()
-        moves = over.any(-1) if self.mode == "project" else may
+        limit = geometry.limits(over, here.threshold, here.inner, here.mean, home.strength)
+        moves = geometry.outside(seen, limit, may).any(-1) if self.mode == "project" else may
         report = SpaceReport(name, seen, here.threshold, here.deviation, calibrated, stack.owner, may, moves)
         if self.mode != "project":
             new = self._in_graph(name, view, None if movable is None else movable.to(view.device))
@@ -299,12 +309,12 @@ class SafeRegion:
         if not bool(moves.any()):
             return None, report
         rows = moves.nonzero(as_tuple=True)
-        thr, mean, strength = here.threshold[rows[1]], here.mean[rows[1]], home.strength
+        at, mean = limit[rows], here.mean[rows[1]]
         margin = _margin(view[rows], stack) if near else known[rows][:, len(stack.owner) :]
         roundoff = geometry.roundoff(view.dtype, home.along, home.across)
-        amount = geometry.amounts(seen[rows], over[rows], stack.gram, thr, mean, margin, roundoff, strength)
-        left = seen[rows].double() - amount.double() @ stack.gram.T - thr
-        if bool((strength >= 1).all()) and bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
+        amount = geometry.amounts(seen[rows], at, moves[rows], stack.gram, mean, margin, roundoff, home.strength)
+        left = seen[rows].double() - amount.double() @ stack.gram.T - at
+        if bool((home.strength >= 1).all()) and bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
             raise ConditioningError(
                 "These concepts contradict each other here: no point is inside all of them; switch one off or lower "
                 "its strength."

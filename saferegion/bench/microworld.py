@@ -39,7 +39,7 @@ class Guard:
 
 
 def guards(world: microworld.MicroWorld) -> list[Guard]:
-    """No guard, a negative prompt, the three modes; project also deeper into the region and with two concepts."""
+    """No guard, a negative prompt, the three modes, project also with two concepts."""
     library = Library((microworld.DATA,))
     both = library.directions(["fire", "lightning"], world.encode, microworld.neutral_prompts(), family="microworld")
     fire = both[:1]
@@ -47,7 +47,6 @@ def guards(world: microworld.MicroWorld) -> list[Guard]:
         Guard("none"),
         Guard("negative prompt", negative=NEGATIVE),
         Guard("project", SafeRegion(fire)),
-        Guard("project, strength 2", SafeRegion(fire, 2.0)),
         Guard("project, fire and lightning", SafeRegion(both)),
         Guard("steer, beta 0.5", SafeRegion(fire, 0.5, "steer")),
         Guard("steer, beta 1", SafeRegion(fire, 1.0, "steer")),

@@ -6,13 +6,26 @@ judge that says what a picture shows: guards can be measured, demonstrated and t
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .judge import Judge
     from .model import MicroWorld, load
 
-__all__ = ["Judge", "MicroWorld", "load"]
+__all__ = ["DATA", "Judge", "MicroWorld", "load", "neutral_prompts"]
+
+DATA = Path(__file__).parent / "data"
+"""Weights, tokenizer, and the recipes ``fire`` and ``lightning``."""
+
+
+@cache
+def neutral_prompts() -> tuple[str, ...]:
+    """The microworld's own benign prompts, which calibrate its recipes."""
+    from ..recipes import read_neutral
+
+    return read_neutral(DATA / "neutral.yaml")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Writes the microworld's recipes; the contrast pairs use recipe words alone."""
+"""Writes the microworld's recipes, whose pairs use recipe words alone, and the neutral prompts they share."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def recipe(name: str, title: str, description: str, pairs: tuple[tuple[str, str]
         "format": "saferegion-recipe/1", "name": name, "title": title, "kind": "exclude", "version": 1,
         "licence": "MIT",
         "description": description, "templates": list(TEMPLATES),
-        "pairs": [{"unsafe": unsafe, "safe": safe} for unsafe, safe in pairs], "neutral": list(neutral()),
+        "pairs": [{"unsafe": unsafe, "safe": safe} for unsafe, safe in pairs],
     }  # fmt: skip
 
 
@@ -90,7 +90,10 @@ def main(out: Path) -> None:
         "lightning", "Lightning",
         "Keeps lightning out of microworld pictures. Rain, clouds and colours named after storms stay.", LIGHTNING,
     )  # fmt: skip
-    for made in (fire, bolt):
+    calm = {
+        "format": "saferegion-neutral/1", "name": "neutral", "version": 1, "licence": "MIT", "prompts": list(neutral()),
+    }  # fmt: skip
+    for made in (fire, bolt, calm):
         text = yaml.safe_dump(made, sort_keys=False, width=110)
         (out / f"{made['name']}.yaml").write_text(text, encoding="utf-8")
 

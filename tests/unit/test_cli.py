@@ -1,0 +1,150 @@
+"""What a stranger sees on the command line: exit codes, one-line refusals, JSON, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from saferegion.cli import OTHER_ENCODER, REFUSED
+from saferegion.directions import ConceptDirections, Direction
+from saferegion.files import load_directions
+from saferegion.fingerprint import Fingerprint
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cli(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the command line in this process: (exit code, standard output, standard error)."""
+    from saferegion import cli as module
+
+    monkeypatch.setenv("SAFE_REGION_CACHE", str(cache))
+    monkeypatch.setattr(module, "out", module.Console(width=200))
+    monkeypatch.setattr(module, "err", module.Console(stderr=True, width=400))
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["saferegion", *map(str, words)])
+        code: object = 0
+        try:
+            module.main()
+        except SystemExit as stop:
+            code = stop.code
+        text = capsys.readouterr()
+        return (0 if code is None else int(str(code))), text.out, text.err
+
+    return call
+
+
+def other_encoder(path: Path) -> Path:
+    direction = Direction(
+        normal=torch.eye(1, 16), shift=torch.eye(1, 16), threshold=torch.ones(1, 1), mean=torch.zeros(1, 1),
+        deviation=torch.ones(1, 1), spread=torch.ones(1),
+    )  # fmt: skip
+    return ConceptDirections("other", {"tokens": direction}, Fingerprint((("tokens", 16),), (0.1,) * 32)).save(path)
+
+
+def test_help_names_every_command() -> None:
+    shown = subprocess.run([sys.executable, "-m", "saferegion.cli", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for command in ("demo", "concepts", "compile", "inspect", "import", "export", "verify", "bench"):
+        assert command in shown.stdout
+
+
+def test_concepts_are_listed_and_shown(cli) -> None:
+    code, text, _ = cli("concepts", "list", "--json")
+    assert code == 0
+    names = [c["name"] for c in json.loads(text)]
+    assert {"nudity", "violence", "self-harm"} <= set(names)
+    for name in names:
+        code, text, _ = cli("concepts", "show", name, "--json")
+        shown = json.loads(text)
+        assert code == 0 and len(shown["pairs"]) >= 50 and len(shown["neutral"]) >= 50
+
+
+def test_an_unknown_concept_is_one_line_that_names_the_known_ones(cli) -> None:
+    code, text, error = cli("concepts", "show", "nope")
+    assert code == REFUSED and text == ""
+    assert error.count("\n") == 1 and "nope" in error and "nudity" in error
+
+
+def test_wrong_usage_is_exit_code_two(cli) -> None:
+    assert cli("compile")[0] == 2
+    assert cli("demo", "--seeds", "0")[0] == 2
+
+
+def test_compile_writes_a_file_that_verify_accepts_for_its_encoder_alone(cli, tmp_path: Path) -> None:
+    code, text, _ = cli("compile", "fire", "--encoder", "microworld", "--out", tmp_path, "--json")
+    assert code == 0
+    (found,) = json.loads(text)
+    assert found["concept"] == "fire" and found["calibration"]["tokens.area"] > 0.95
+    assert load_directions(tmp_path / "fire.safetensors").concept == "fire"
+    code, text, _ = cli("verify", tmp_path / "fire.safetensors", "--encoder", "microworld", "--json")
+    assert code == 0 and json.loads(text)[0]["fits"] is True
+    code, text, _ = cli("verify", other_encoder(tmp_path / "other.safetensors"), "--encoder", "microworld")
+    assert code == OTHER_ENCODER and "no" in text
+
+
+def test_verify_refuses_a_broken_file_in_one_line(cli, tmp_path: Path) -> None:
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(b"\xff" * 100)
+    code, text, error = cli("verify", path)
+    assert code == REFUSED and text == "" and error.count("\n") == 1 and "broken.safetensors" in error
+
+
+def test_inspect_says_which_prompts_are_outside_and_draws_them(cli, tmp_path: Path) -> None:
+    picture = tmp_path / "map.png"
+    prompts = ["a burning red house in a meadow", "a red house in a meadow"]
+    code, text, _ = cli("inspect", *prompts, "-e", "microworld", "-c", "fire", "--heat-map", picture, "--json")
+    assert code == 0
+    unsafe, safe = json.loads(text)
+    assert unsafe["scores"]["fire"] > 0 and unsafe["moved"] and unsafe["findings"][0]["after"] <= 0
+    assert safe["scores"]["fire"] <= 0 and not safe["moved"]
+    for i in (1, 2):
+        assert Image.open(tmp_path / f"map-{i}.png").size[0] > 300
+
+
+def test_inspect_refuses_directions_of_another_encoder(cli, tmp_path: Path) -> None:
+    path = other_encoder(tmp_path / "other.safetensors")
+    code, text, error = cli("inspect", "a house", "-e", "microworld", "-c", path)
+    assert code == REFUSED and text == "" and "compile the concept" in error
+
+
+@pytest.mark.parametrize("strength", ["nan", "1e9", "-1"])
+def test_inspect_refuses_a_strength_out_of_range(cli, strength: str) -> None:
+    code, _, error = cli("inspect", "a house", "-e", "microworld", "-c", "fire", "--strength", strength)
+    assert code == REFUSED and "strength" in error
+
+
+def test_the_papers_vectors_come_in_and_go_out(cli, tmp_path: Path) -> None:
+    a, b = torch.randn(1, 1, 64), torch.rand(1, 77, 1)
+    torch.save({"a": a, "b": b}, tmp_path / "safe.pth")
+    code, _, _ = cli("import", tmp_path / "safe.pth", "--name", "safe", "--out", tmp_path / "safe.safetensors")
+    assert code == 0
+    code, _, _ = cli("export", "vector", tmp_path / "safe.safetensors", tmp_path / "again.pth")
+    again = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert code == 0 and torch.equal(again["a"], a) and torch.equal(again["b"], b)
+
+
+def test_export_checkpoint_has_the_original_key_layout(cli, tmp_path: Path) -> None:
+    code, _, _ = cli("export", "checkpoint", tmp_path / "micro.safetensors")
+    keys = load_file(tmp_path / "micro.safetensors")
+    assert code == 0
+    assert keys["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"].shape[0] == 49408
+    assert "model.diffusion_model.time_embed.0.weight" in keys and "first_stage_model.decoder.conv_in.weight" in keys
+
+
+def test_an_output_that_cannot_be_written_is_one_line(cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, error = cli("export", "checkpoint", tmp_path / "file" / "micro.safetensors")
+    assert code == REFUSED and error.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
