@@ -46,21 +46,26 @@ def moments(encoder: FakeEncoder, prompts: list[str]) -> tuple[torch.Tensor, tor
     return c.mean(0), away.T @ away / len(away)
 
 
-def test_the_shift_is_the_least_displacement(neutral: list[str], on_fire: ConceptDirections) -> None:
-    """v·u = 1, and among all displacements with v·d = 1 it is the shortest in the benign metric."""
+def test_scores_are_in_benign_deviations(neutral: list[str], on_fire: ConceptDirections) -> None:
+    """v·u = 1, and benign scores have variance one around their mean at their position."""
     _, covariance = moments(FakeEncoder(), neutral[0::2])
     covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance))
     d = on_fire.spaces["tokens"]
     v, u = d.normal[0].double(), d.shift[0].double()
     assert float(v @ u) == pytest.approx(1, abs=1e-5)
     assert float(v @ covariance @ v) == pytest.approx(1, abs=1e-3)
-    torch.testing.assert_close(u, covariance @ v, rtol=1e-3, atol=1e-4)
-    length = u @ torch.linalg.solve(covariance, u)
-    for seed in range(20):
-        other = torch.randn(len(v), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        other = u + 0.1 * (other - (v @ other) * u)
-        assert float(v @ other) == pytest.approx(1, abs=1e-4)
-        assert float(other @ torch.linalg.solve(covariance, other)) > float(length)
+
+
+def test_an_unsafe_prompt_is_taken_to_the_benign_mean(on_fire: ConceptDirections) -> None:
+    """One token over the border opens the prompt: all its tokens that point to the concept go to the mean."""
+    region = SafeRegion([on_fire])
+    c = FakeEncoder()(["a burning red house near the river"])
+    assert float(region.score(c)) > 0
+    guarded, _ = region.apply(c)
+    d = on_fire.spaces["tokens"]
+    z = guarded.tokens[0, 1:] @ d.normal[0]
+    assert float((z - d.mean[0, 1 : len(z) + 1]).max()) < 1e-2
+    assert region.apply(guarded)[0] is guarded
 
 
 def test_it_moves_towards_where_the_concept_points() -> None:
@@ -97,11 +102,6 @@ def test_several_at_once_are_the_same_as_one_by_one(neutral: list[str], on_fire:
             assert all(same_bits(t, found.spaces[name].tensors()[k]) for k, t in d.tensors().items())
     compile(fire(), alone, neutral)
     assert encoder.prompts == alone.prompts - len(neutral) - 5, "the neutral prompts are encoded once"
-
-
-def test_concepts_compiled_together_share_a_metric(neutral: list[str]) -> None:
-    a, b = (d.spaces["tokens"] for d in compile_many([fire(), frost()], FakeEncoder(), neutral))
-    assert float(a.normal[0] @ b.shift[0]) == pytest.approx(float(b.normal[0] @ a.shift[0]), abs=1e-4)
 
 
 def test_half_precision(neutral: list[str], on_fire: ConceptDirections) -> None:
