@@ -164,6 +164,12 @@ class ConceptDirections:
             raise SafeRegionError("Only imported directions may lack the fingerprint of their encoder.")
         if self.encoder is not None:
             known = dict(self.encoder.widths)
+            missing = sorted(set(known) - set(self.spaces))
+            if missing and self.method != "imported":
+                raise SafeRegionError(
+                    f"The encoder has a space '{missing[0]}' for which '{self.concept}' has no direction, so it would "
+                    "stay unguarded."
+                )
             for name, direction in self.spaces.items():
                 if known.get(name) != direction.width:
                     raise SafeRegionError(

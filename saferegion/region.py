@@ -160,6 +160,7 @@ class SafeRegion:
                 )
         self._stacks: dict[tuple[str, torch.device], _Stack] = {}
         self._borders: dict[tuple[str, torch.device, int], _Borders] = {}
+        self._windows: dict[tuple[int, ...], SafeRegion] = {}
 
     def __repr__(self) -> str:
         return f"SafeRegion({', '.join(self.names)}; mode={self.mode})"
@@ -261,9 +262,11 @@ class SafeRegion:
             return self
         if not inside:
             return None
-        return SafeRegion(
-            [self.directions[i] for i in inside], {self.names[i]: self.strengths[i] for i in inside}, self.mode
-        )
+        key = tuple(inside)
+        if key not in self._windows:
+            strength = {self.names[i]: self.strengths[i] for i in inside}
+            self._windows[key] = SafeRegion([self.directions[i] for i in inside], strength, self.mode)
+        return self._windows[key]
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
