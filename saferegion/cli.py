@@ -398,7 +398,7 @@ def bench_microworld(
 
     with progress("painting") as told:
         result = benchmark.run(pictures=pictures, steps=steps, guidance=guidance, progress=told)
-    _bench_result(result, benchmark.tables(result), path, as_json)
+    _bench_result(result, benchmark.tables, path, as_json)
 
 
 @bench_app.command("speed")
@@ -414,10 +414,12 @@ def bench_speed(
 
     with progress("timing") as told:
         result = benchmark.run(rounds=rounds, threads=threads, device=device, progress=told)
-    _bench_result(result, benchmark.tables(result), path, as_json)
+    _bench_result(result, benchmark.tables, path, as_json)
 
 
-def _bench_result(result: dict[str, Any], tables: list[Table], path: Path | None, as_json: bool) -> None:
+def _bench_result(
+    result: dict[str, Any], tables: Callable[[dict[str, Any]], list[Table]], path: Path | None, as_json: bool
+) -> None:
     if path is not None:
         from .files import write_whole
 
@@ -425,7 +427,7 @@ def _bench_result(result: dict[str, Any], tables: list[Table], path: Path | None
     if as_json:
         _print_json(result)
         return
-    for table in tables:
+    for table in tables(result):
         out.print(table)
 
 

@@ -50,7 +50,6 @@ def guards(world: microworld.MicroWorld) -> list[Guard]:
         Guard("project, fire and lightning", SafeRegion(both)),
         Guard("steer, beta 0.5", SafeRegion(fire, 0.5, "steer")),
         Guard("steer, beta 1", SafeRegion(fire, 1.0, "steer")),
-        Guard("steer, beta 2", SafeRegion(fire, 2.0, "steer")),
         Guard("erase", SafeRegion(fire, 1.0, "erase")),
     ]
 
@@ -87,10 +86,10 @@ def run(pictures: int = 96, steps: int = 15, guidance: float = 4.0, progress: Pr
 
 
 def _choose(cases: Sequence[EvalPrompt], count: int) -> list[EvalPrompt]:
-    """``count`` of the prompts: evenly spaced, or all of them again and again."""
-    if count < len(cases):
-        return [cases[i * len(cases) // count] for i in range(count)]
-    return [cases[i % len(cases)] for i in range(count)]
+    """``count`` of the prompts, as many of each group as its share: drawn without replacement, then again and again."""
+    order = np.random.default_rng(0).permutation(len(cases))
+    order = sorted(order, key=lambda i: [j for j in order if cases[j].group == cases[i].group].index(i))
+    return [cases[order[i % len(cases)]] for i in range(count)]
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
