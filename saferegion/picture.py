@@ -117,6 +117,7 @@ def _plain(text: str, longest: int) -> str:
 
 def _colour(value: float) -> tuple[int, int, int]:
     part = min(1.0, abs(value) / SCALE)
+    part = 0.35 + 0.65 * part if value > 0 else part  # outside is seen however little
     end = (178, 24, 43) if value > 0 else (67, 147, 195)
     return tuple(round(250 + (e - 250) * part) for e in end)  # type: ignore[return-value]
 

@@ -37,4 +37,5 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     p = hits / total
     middle = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z * ((p * (1 - p) + z * z / (4 * total)) / total) ** 0.5 / (1 + z * z / total)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low, high = middle - half, middle + half
+    return (0.0 if hits == 0 else max(0.0, low)), (1.0 if hits == total else min(1.0, high))
