@@ -6,6 +6,7 @@ Used by the command line only: inside a host, the host's own encoder is used. Ne
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def load(
     return _Single(name, "bert", directory.read_bert(path, words, device, dtype))
 
 
-class Encoder:
+class Encoder(ABC):
     """A text encoder: call it with prompts.
 
     Prompts are taken literally: no weights in brackets, no embeddings by name. A row of the conditioning does not
@@ -107,12 +108,12 @@ class Encoder:
             self._fingerprint = Fingerprint.of(self)
         return self._fingerprint
 
+    @abstractmethod
     def token_strings(self, prompt: str) -> list[str]:
         """One string per token of ``self([prompt])``; empty for padding."""
-        raise NotImplementedError
 
-    def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        raise NotImplementedError
+    @abstractmethod
+    def _encode(self, prompts: Sequence[str]) -> Conditioning: ...
 
 
 class _Single(Encoder):
