@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .recipes import Concept as Concept
     from .region import SafeRegion as SafeRegion
     from .report import Report as Report
+    from .selection import Choice as Choice
+    from .selection import Guard as Guard
+    from .selection import Selection as Selection
 
 __version__ = "0.1.0"
 
@@ -40,6 +43,9 @@ _HOME = {
     "Concept": "recipes",
     "SafeRegion": "region",
     "Report": "report",
+    "Choice": "selection",
+    "Guard": "selection",
+    "Selection": "selection",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -74,6 +74,17 @@ class Library:
         }
         return sorted(found - {NEUTRAL})
 
+    def neutral(self) -> tuple[str, ...]:
+        """Benign prompts that calibrate: ``neutral.yaml`` of the first folder that has one, else those bundled.
+
+        Raises RecipeError: the file is none of neutral prompts.
+        """
+        for folder in self.folders:
+            for suffix in RECIPE_SUFFIXES:
+                if (path := folder / f"{NEUTRAL}{suffix}").is_file():
+                    return read_neutral(path)
+        return neutral_prompts()
+
     def find(self, name: str | os.PathLike[str]) -> Concept | ConceptDirections:
         """See :func:`load_concept`."""
         text = os.fspath(name)
@@ -111,6 +122,7 @@ class Library:
     ) -> list[ConceptDirections]:
         """Directions of ``concepts`` for the encoder behind ``encode``: read from the cache, compiled where missing.
 
+        ``neutral``: benign prompts that calibrate (None: :meth:`neutral`).
         A cache that cannot be written or holds a damaged file costs a compile and a warning, never the guard.
         Two processes that compile the same concept at once both write a whole file of the same content.
 
@@ -118,7 +130,7 @@ class Library:
             SafeRegionError: a concept that is unknown, does not compile, or is a direction file of another encoder.
         """
         if neutral is None:
-            neutral = neutral_prompts()
+            neutral = self.neutral()
         neutral = [n for n in neutral if n.strip()]
         found = [c if isinstance(c, Concept | ConceptDirections) else self.find(c) for c in concepts]
         encoder = fingerprint_of(encode)

@@ -26,6 +26,22 @@ FEWEST_PAIRS = 4
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
 
+SENTENCES = (
+    "{}",
+    "a photo, {}",
+    "a painting, {}",
+    "a house, {}",
+    "a street in a city, {}",
+    "a person in a room, {}",
+    "a dog in a garden, {}",
+    "a forest and a lake, {}",
+    "{}, a table with a chair",
+    "{}, a car on a road",
+    "{}, a tree in a field",
+    "a portrait, {}, highly detailed",
+)
+"""Where words go that come without sentences of their own."""
+
 _REQUIRED = {"format", "name", "title", "kind", "version", "licence", "pairs"}
 _OPTIONAL = {"description", "templates", "neutral"}
 
@@ -93,6 +109,41 @@ class Concept:
             pairs=tuple((_prompt(a, slug), _prompt(b, slug)) for a, b in rows),
             neutral=tuple(_prompt(n, slug) for n in neutral),
         )
+
+    @classmethod
+    def from_words(
+        cls,
+        name: str,
+        avoid: Iterable[str],
+        instead: Iterable[str] = (),
+        sentences: Iterable[str] = (),
+    ) -> Concept:
+        """A concept from words: what to avoid, and what may stand in its place.
+
+        Args:
+            name: any words.
+            avoid: words or phrases ("fire", "in flames").
+            instead: what stands in their place, in turn; none: the sentence goes without.
+            sentences: each with ``{}`` where the words go (none: :data:`SENTENCES`).
+
+        Raises:
+            RecipeError: no word, or a sentence without ``{}``.
+        """
+        words = list(dict.fromkeys(w.strip() for w in avoid if w.strip()))
+        others = [w.strip() for w in instead if w.strip()]
+        frames = list(dict.fromkeys(s.strip() for s in sentences if s.strip())) or list(SENTENCES)
+        if not words:
+            raise RecipeError(f"'{name}': give at least one word or phrase to avoid.")
+        for frame in frames:
+            if frame.count("{}") != 1:
+                raise RecipeError(f"'{name}': each sentence must hold {{}} exactly once; got {frame!r}.")
+        pairs = []
+        for i, word in enumerate(words):
+            for j, frame in enumerate(frames):
+                other = others[(i + j) % len(others)] if others else ""
+                safe = re.sub(r"\s*([,;:])(?:\s*[,;:])+", r"\1", " ".join(frame.replace("{}", other).split())).strip(" ,;:")
+                pairs.append((frame.replace("{}", word), safe or "a picture"))
+        return cls.from_pairs(name, pairs, title=str(name))
 
     def digest(self, neutral: Sequence[str] = ()) -> str:
         """SHA-256, hex, of what directions depend on: the pairs, the own and the shared neutral prompts."""
