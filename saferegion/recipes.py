@@ -141,7 +141,8 @@ class Concept:
         for i, word in enumerate(words):
             for j, frame in enumerate(frames):
                 other = others[(i + j) % len(others)] if others else ""
-                safe = re.sub(r"\s*([,;:])(?:\s*[,;:])+", r"\1", " ".join(frame.replace("{}", other).split())).strip(" ,;:")
+                safe = " ".join(frame.replace("{}", other).split())
+                safe = re.sub(r"\s*([,;:])(?:\s*[,;:])+", r"\1", safe).strip(" ,;:")
                 pairs.append((frame.replace("{}", word), safe or "a picture"))
         return cls.from_pairs(name, pairs, title=str(name))
 
