@@ -1,0 +1,31 @@
+"""The ComfyUI adapter: nodes over the host-independent core. No mathematics here."""
+
+from __future__ import annotations
+
+from . import files
+from .guarding import GuardCLIP, GuardConditioning, GuardModel, Inspect
+from .regions import ConceptFromWords, LoadDirections, SafeRegionNode, SaveDirections
+
+files.register()
+
+NODE_CLASS_MAPPINGS = {
+    "SafeRegion": SafeRegionNode,
+    "SafeRegionGuardCLIP": GuardCLIP,
+    "SafeRegionGuardModel": GuardModel,
+    "SafeRegionGuardConditioning": GuardConditioning,
+    "SafeRegionConceptFromWords": ConceptFromWords,
+    "SafeRegionLoadDirections": LoadDirections,
+    "SafeRegionSaveDirections": SaveDirections,
+    "SafeRegionInspect": Inspect,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "SafeRegion": "Safe Region",
+    "SafeRegionGuardCLIP": "Guard CLIP",
+    "SafeRegionGuardModel": "Guard Model",
+    "SafeRegionGuardConditioning": "Guard Conditioning",
+    "SafeRegionConceptFromWords": "Concept from Words",
+    "SafeRegionLoadDirections": "Load Directions",
+    "SafeRegionSaveDirections": "Save Directions",
+    "SafeRegionInspect": "Inspect",
+}

@@ -1,0 +1,43 @@
+"""The progress bar of the node that runs, and the text below a node."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.utils
+from comfy import model_management
+
+log = logging.getLogger("saferegion")
+
+
+class Progress:
+    """Prompts done and in all, as the core tells them; stops the work where the user has pressed Interrupt."""
+
+    def __init__(self) -> None:
+        self._bar: comfy.utils.ProgressBar | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar = None
+
+    def __call__(self, done: int, total: int) -> None:
+        model_management.throw_exception_if_processing_interrupted()
+        if self._bar is None:
+            log.info("Safe Region: compiling on %d prompts; kept for the next time.", total)
+            self._bar = comfy.utils.ProgressBar(total)
+        self._bar.update_absolute(done, total)
+
+
+def show_below(node: Any, text: str) -> None:
+    """Text below a node of the page, where the host can show it."""
+    try:
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and node is not None:
+            server.send_progress_text(text, str(node))
+    except (ImportError, AttributeError):  # before 0.3.34, or a host without a server
+        return

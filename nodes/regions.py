@@ -1,0 +1,274 @@
+"""Nodes that say what is switched on: Safe Region, Concept from Words, Load and Save Directions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..saferegion.directions import ConceptDirections
+from ..saferegion.errors import SafeRegionError
+from ..saferegion.files import load_directions
+from ..saferegion.library import Library
+from ..saferegion.recipes import Concept, read_recipe
+from ..saferegion.region import MODES, STRONGEST
+from ..saferegion.selection import Choice, Selection
+from . import files
+
+CATEGORY = "conditioning/safe region"
+REGION = "SAFE_REGION"
+BUNDLED = "all bundled"
+
+STRENGTH = (
+    "FLOAT",
+    {
+        "default": 1.0,
+        "min": 0.0,
+        "max": STRONGEST,
+        "step": 0.05,
+        "tooltip": "1 takes an unsafe prompt to where benign prompts are, 2 as far again, 0.5 half the way; 0 switches it off. "
+        "In the mode steer: how many times the concept is taken off.",
+    },
+)
+MODE = (
+    list(MODES),
+    {
+        "default": "project",
+        "tooltip": "project moves only prompts that are outside the safe region, and leaves all others bit-identical. "
+        "steer takes the concept off every prompt, always. erase removes it linearly from every prompt.",
+    },
+)
+ADD_TO = (
+    REGION,
+    {"tooltip": "A region that this one is added to. A concept that is in both takes the strength given here."},
+)
+
+
+def bundled() -> list[str]:
+    """Names of the bundled concepts that keep something out."""
+    library = Library()
+    return [n for n in library.names() if getattr(library.find(n), "kind", "") == "exclude"]
+
+
+def everything() -> Selection:
+    """All bundled concepts at strength 1: what a guard without a region uses."""
+    return Selection().add(*(Choice(name) for name in bundled()))
+
+
+def read(name: str) -> Concept | ConceptDirections:
+    """A recipe or a direction file of the user's folder."""
+    path = files.path_of(name)
+    return load_directions(path) if path.suffix == files.SUFFIX else read_recipe(path)
+
+
+def _stamp(name: str) -> Any:
+    if name in files.saved():
+        return files.stamp(files.path_of(name))
+    return None
+
+
+class SafeRegionNode:
+    DESCRIPTION = (
+        "Chooses what is kept out of the picture. Connect it to a guard node; chain several to choose more. Compiled for the "
+        "connected text encoder on first use, and kept."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "choose"
+    RETURN_TYPES = (REGION,)
+    RETURN_NAMES = ("region",)
+    OUTPUT_TOOLTIPS = ("What is switched on: connect it to a guard node, to Inspect, or to the next region.",)
+    SEARCH_ALIASES = ["nsfw", "safety", "guard", "filter", "nudity", "censor"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "concept": (
+                    [BUNDLED, *Library().names(), *files.saved()],
+                    {
+                        "default": BUNDLED,
+                        "tooltip": "What to keep out: everything this pack brings, one concept of it, or a recipe or "
+                        "direction file of models/safe_region.",
+                    },
+                ),
+                "strength": STRENGTH,
+                "mode": MODE,
+            },
+            "optional": {"region": ADD_TO},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, concept: str, **_: Any) -> Any:
+        return _stamp(concept)
+
+    def choose(self, concept: str, strength: float, mode: str, region: Selection | None = None) -> tuple[Selection]:
+        if concept == BUNDLED:
+            chosen: list[Any] = list(bundled())
+        else:
+            chosen = [read(concept) if concept in files.saved() else concept]
+        return ((region or Selection()).add(*(Choice(c, strength, mode) for c in chosen)),)
+
+
+class ConceptFromWords:
+    DESCRIPTION = (
+        "A concept of your own: the words to avoid, and what may stand in their place. The more words and sentences, the "
+        "better it tells them from everything else."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "describe"
+    RETURN_TYPES = (REGION,)
+    RETURN_NAMES = ("region",)
+    OUTPUT_TOOLTIPS = ("The concept, added to the region it came with.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "name": ("STRING", {"default": "my concept", "tooltip": "What reports call it."}),
+                "avoid": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "default": "",
+                        "placeholder": "to avoid: fire, in flames, burning",
+                        "tooltip": "Words or phrases to keep out, one a line or with commas between.",
+                    },
+                ),
+                "instead": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "default": "",
+                        "placeholder": "instead (optional)",
+                        "tooltip": "What may stand in their place, one a line or with commas between; empty: nothing.",
+                    },
+                ),
+                "strength": STRENGTH,
+                "mode": MODE,
+            },
+            "optional": {
+                "sentences": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "default": "",
+                        "placeholder": "sentences (optional): a house {} by a lake",
+                        "tooltip": "Sentences in which the words may stand, one a line, with {} where they go. Empty: a dozen "
+                        "general ones.",
+                    },
+                ),
+                "region": ADD_TO,
+            },
+        }
+
+    def describe(
+        self,
+        name: str,
+        avoid: str,
+        instead: str,
+        strength: float,
+        mode: str,
+        sentences: str = "",
+        region: Selection | None = None,
+    ) -> tuple[Selection]:
+        concept = Concept.from_words(name, words(avoid), words(instead), sentences.splitlines())
+        return ((region or Selection()).add(Choice(concept, strength, mode)),)
+
+
+def words(text: str) -> list[str]:
+    """Words or phrases, one a line or with commas between."""
+    return [w for w in re.split(r"[,\n]", text) if w.strip()]
+
+
+class LoadDirections:
+    DESCRIPTION = (
+        "Reads a direction file from models/safe_region: compiled here or elsewhere, for the text encoder that is connected to "
+        "the guard. Files of another encoder and files that cannot be trusted are refused."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = (REGION,)
+    RETURN_NAMES = ("region",)
+    OUTPUT_TOOLTIPS = ("The concept of the file, added to the region it came with.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "file": (
+                    files.saved_directions(),
+                    {"tooltip": "A .safetensors direction file in models/safe_region. Nothing is ever unpickled."},
+                ),
+                "strength": STRENGTH,
+                "mode": MODE,
+            },
+            "optional": {"region": ADD_TO},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, file: str, **_: Any) -> Any:
+        return _stamp(file)
+
+    def load(self, file: str, strength: float, mode: str, region: Selection | None = None) -> tuple[Selection]:
+        path = files.path_of(file)
+        return ((region or Selection()).add(Choice(load_directions(path), strength, mode)),)
+
+
+class SaveDirections:
+    DESCRIPTION = (
+        "Compiles everything in the region for the connected text encoder and writes one direction file a concept into "
+        "models/safe_region, to keep and to share."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "save"
+    RETURN_TYPES = (REGION, "STRING")
+    RETURN_NAMES = ("region", "files")
+    OUTPUT_TOOLTIPS = ("The same region, compiled.", "The files that were written, one a line.")
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "clip": ("CLIP", {"tooltip": "The text encoder to compile for."}),
+                "region": (REGION, {"tooltip": "What to save."}),
+                "prefix": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Goes before the concept's name in the file name; with a slash, a folder of its own.",
+                    },
+                ),
+                "overwrite": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Whether files of the same name are replaced."},
+                ),
+            },
+        }
+
+    def save(self, clip: Any, region: Selection, prefix: str, overwrite: bool) -> dict[str, Any]:
+        from .encoder import BATCH, TextEncoder
+        from .progress import Progress
+
+        paths = [files.new_path(prefix + choice.name) for choice in region.choices]
+        there = [p.name for p in paths if p.exists()]
+        if there and not overwrite:
+            raise SafeRegionError(
+                f"{there[0]} is in models/{files.FOLDER} already; switch 'overwrite' on or give another prefix."
+            )
+        encoder = TextEncoder.of(clip)
+        with Progress() as progress:
+            compiled = files.library().directions(
+                [c.concept for c in region.choices], encoder, progress=progress, batch_size=BATCH, family=encoder.name
+            )
+        for directions, path in zip(compiled, paths, strict=True):
+            directions.save(path)
+        names = "\n".join(_below(p) for p in paths)
+        chosen = Selection().add(
+            *(Choice(d, c.strength, c.mode) for d, c in zip(compiled, region.choices, strict=True))
+        )
+        return {"ui": {"text": (names,)}, "result": (chosen, names)}
+
+
+def _below(path: Path) -> str:
+    return path.relative_to(files.folders()[0]).as_posix()
