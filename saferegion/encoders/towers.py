@@ -144,7 +144,7 @@ class RowTower:
         length: most tokens of one window; a longer prompt is split, nothing is cut off.
         least: rows are padded to this many tokens.
         masked: whether padding is masked in attention. If not (SD3 and Flux), padding is attended, and every prompt is
-            encoded at the length it would have alone.
+            encoded at the length it would have alone, and padding may move.
     """
 
     def __init__(
@@ -177,6 +177,8 @@ class RowTower:
         return max(len(window), self.least)
 
     def _movable(self, window: Ids) -> list[bool]:
+        if not self.masked:  # attended padding carries the sentence, as CLIP's does
+            return [True] * self._size(window)
         text = len(window) - 2 if self.begins else len(window)
         return [False] * self.begins + [True] * text + [False] * (self._size(window) - text - self.begins)
 

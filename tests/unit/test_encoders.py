@@ -492,7 +492,7 @@ def test_sd3_is_clip_rows_then_t5_rows(zoo: Zoo) -> None:
     with torch.no_grad():
         expected = zoo.t5(input_ids=ids).last_hidden_state
     _close(c.tokens[:1, t5.rows], expected)
-    assert c.movable[0, t5.rows].tolist() == [True] * 7 + [False] * 70
+    assert c.movable[0, t5.rows].all()  # attended padding carries the sentence
 
 
 def test_sd3_without_t5_is_clip_rows_only(zoo: Zoo, tmp_path: Path) -> None:
@@ -507,7 +507,7 @@ def test_flux_is_t5_rows_and_pooled_clip(zoo: Zoo) -> None:
     c = encoders.load(zoo.flux_dir)(PROMPTS)
     assert c.tokens.shape == (3, 256, 176)
     _close(c.pooled, _run(zoo.small, _ids(PROMPTS, END))[2])
-    assert c.movable.sum(1).tolist()[:2] == [7, 1]
+    assert c.movable.all()
     assert encoders.load(zoo.flux_dir)([" ".join(["red house"] * 200)]).tokens.shape[1] == 401
 
 
