@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SCALE = 8.0
 """Distance from the border, in benign standard deviations, at which the colour is full."""
 
+BAND = 26
+"""Columns that stand side by side; a longer prompt goes on in the band below."""
+
 _CELL_W, _CELL_H, _GAP, _PAD = 44, 26, 14, 12
 _BACK, _INK, _FAINT = (255, 255, 255), (32, 34, 40), (120, 124, 132)
 _BLIND = (226, 228, 232)
@@ -31,7 +34,7 @@ def heat_map(
     space: str | None = None,
     title: str = "",
 ) -> NDArray[np.uint8]:
-    """A row per concept, before and after, a column per token.
+    """A row per concept, before and after, a column per token; long prompts in bands of :data:`BAND` columns.
 
     Args:
         report: of :meth:`SafeRegion.apply`.
@@ -58,40 +61,45 @@ def heat_map(
     labels = [_label(name, len(span)) for name, span in columns]
     head = max([text_width(small, t) for t in labels], default=0) + 10
     left = max(text_width(face, t) for t in (*report.titles, "before")) + text_width(small, "  before") + 2 * _PAD
-    top = _PAD + (24 if title else 0) + head
     block = 2 * _CELL_H + _GAP
-    width = left + len(columns) * _CELL_W + 2 * _PAD
-    height = top + len(report.concepts) * block + 34
+    band = head + len(report.concepts) * block
+    starts = range(0, len(columns), BAND)
+    first = _PAD + (24 if title else 0)
+    width = left + min(len(columns), BAND) * _CELL_W + 2 * _PAD
+    height = first + max(1, len(starts)) * band + 34
     image = Image.new("RGB", (max(width, 420), height), _BACK)
     draw = ImageDraw.Draw(image)
     if title:
         draw.text((_PAD, _PAD), _plain(title, 110), fill=_INK, font=face)
-    for i, text in enumerate(labels):
-        strip = Image.new("RGB", (head, 18), _BACK)
-        ImageDraw.Draw(strip).text((2, 2), text, fill=_INK, font=small)
-        turned = strip.rotate(90, expand=True)
-        image.paste(turned, (left + i * _CELL_W + (_CELL_W - 18) // 2, top - head))
-    for k, name in enumerate(report.titles):
-        y = top + k * block
-        draw.text((_PAD, y + 5), _plain(name, 40), fill=_INK, font=face)
-        for row, (word, values) in enumerate((("before", before), ("after", after))):
-            at = y + row * _CELL_H
-            draw.text((left - text_width(small, word) - 8, at + 7), word, fill=_FAINT, font=small)
-            for i, (_, span) in enumerate(columns):
-                cells = values[span, k]
-                known = cells[~np.isnan(cells)]
-                value = float(known.max()) if len(known) else None
-                x = left + i * _CELL_W
-                draw.rectangle(
-                    (x, at, x + _CELL_W - 2, at + _CELL_H - 2), fill=_BLIND if value is None else _colour(value)
-                )
-                if value is not None:
-                    text = f"{value:+.1f}" if abs(value) < 99.5 else f"{value:+.0f}"
-                    ink = (255, 255, 255) if abs(value) > 0.7 * SCALE else _INK
-                    draw.text((x + (_CELL_W - text_width(small, text)) // 2 - 1, at + 6), text, fill=ink, font=small)
+    for n, start in enumerate(starts):
+        top = first + n * band + head
+        for i, text in enumerate(labels[start : start + BAND]):
+            strip = Image.new("RGB", (head, 18), _BACK)
+            ImageDraw.Draw(strip).text((2, 2), text, fill=_INK, font=small)
+            turned = strip.rotate(90, expand=True)
+            image.paste(turned, (left + i * _CELL_W + (_CELL_W - 18) // 2, top - head))
+        for k, name in enumerate(report.titles):
+            y = top + k * block
+            draw.text((_PAD, y + 5), _plain(name, 40), fill=_INK, font=face)
+            for row, (word, values) in enumerate((("before", before), ("after", after))):
+                at = y + row * _CELL_H
+                draw.text((left - text_width(small, word) - 8, at + 7), word, fill=_FAINT, font=small)
+                for i, (_, span) in enumerate(columns[start : start + BAND]):
+                    _cell(draw, small, left + i * _CELL_W, at, values[span, k])
     key = "benign standard deviations from the border: blue inside, red outside, grey may not move"
     draw.text((_PAD, height - 24), key, fill=_FAINT, font=small)
     return np.asarray(image)
+
+
+def _cell(draw: Any, face: Any, x: int, y: int, values: NDArray[np.float32]) -> None:
+    """One field: the highest of ``values`` that is known."""
+    known = values[~np.isnan(values)]
+    value = float(known.max()) if len(known) else None
+    draw.rectangle((x, y, x + _CELL_W - 2, y + _CELL_H - 2), fill=_BLIND if value is None else _colour(value))
+    if value is not None:
+        text = f"{value:+.1f}" if abs(value) < 99.5 else f"{value:+.0f}"
+        ink = (255, 255, 255) if abs(value) > 0.7 * SCALE else _INK
+        draw.text((x + (_CELL_W - text_width(face, text)) // 2 - 1, y + 6), text, fill=ink, font=face)
 
 
 def _columns(length: int, strings: Sequence[str] | None) -> list[tuple[str, list[int]]]:

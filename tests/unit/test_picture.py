@@ -10,7 +10,7 @@ from saferegion.conditioning import Conditioning
 from saferegion.directions import ConceptDirections, Direction
 from saferegion.errors import SafeRegionError
 from saferegion.fingerprint import Fingerprint
-from saferegion.picture import heat_map
+from saferegion.picture import BAND, heat_map
 from saferegion.region import SafeRegion
 
 
@@ -49,3 +49,31 @@ def test_a_prompt_or_space_that_is_not_there_is_refused() -> None:
         heat_map(report(1.0), prompt=3)
     with pytest.raises(SafeRegionError, match="t5"):
         heat_map(report(1.0), space="t5")
+
+
+def long_report(tokens: int):
+    v = torch.eye(1, 8)
+    direction = Direction(v, v.clone(), torch.full((1, 1), 2.0), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1))
+    mark = Fingerprint((("tokens", 8),), (0.1,) * 32)
+    region = SafeRegion([ConceptDirections("fire", {"tokens": direction}, mark)])
+    c = torch.zeros(1, tokens, 8)
+    c[0, -1, 0] = 40
+    return region.apply(Conditioning(c, torch.ones(1, tokens, dtype=torch.bool)))[1]
+
+
+def test_a_long_prompt_wraps_into_bands_and_loses_no_token() -> None:
+    names = [f"word{i}" for i in range(BAND * 3)]
+    one, two, three = (heat_map(long_report(n), names[:n]) for n in (BAND, BAND + 1, BAND * 3))
+    assert one.shape[1] == two.shape[1] == three.shape[1] < 1400
+    band = two.shape[0] - one.shape[0]
+    assert 0 < band < one.shape[0] and three.shape[0] == one.shape[0] + 2 * band
+    assert reddest(two) > 120  # the token that is outside is the last one
+
+
+def test_every_band_says_which_concept_its_rows_are() -> None:
+    names = [f"w{i}" for i in range(BAND + 1)]
+    two = heat_map(long_report(BAND + 1), names)
+    band = two.shape[0] - heat_map(long_report(BAND), names[:BAND]).shape[0]
+    labels = two[:, : two.shape[1] - 45 * BAND]  # what stands left of the columns
+    first, second = labels[12 : 12 + band], labels[12 + band : 12 + 2 * band]
+    assert first.min() < 100 and np.array_equal(first, second)
