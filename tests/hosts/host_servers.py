@@ -51,11 +51,12 @@ class Host:
             "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
         }  # fmt: skip
 
-    def run(self, script: Path, *arguments: object, timeout: float = 600) -> str:
+    def run(self, script: Path, *arguments: object, timeout: float = 600, **environment: object) -> str:
         """What a script prints when the host's own interpreter runs it in the checkout."""
         done = subprocess.run(
             [str(self.python), str(script), *map(str, arguments)],
-            cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=timeout,
+            cwd=self.root, env={**self.environment(), **{k: str(v) for k, v in environment.items()}},
+            capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
         if done.returncode:
             raise HostError(f"{script.name} failed in {self.name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -86,11 +87,16 @@ class Server:
     def command(self) -> list[str]:
         raise NotImplementedError
 
+    @property
+    def directions(self) -> Path:
+        """Where the server keeps what it compiles: nothing of the user's own cache is read or written."""
+        return self.folder / "directions"
+
     def __enter__(self) -> Server:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self.command(), cwd=self.host.root, env=self.host.environment(), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT,
+                self.command(), cwd=self.host.root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env={**self.host.environment(), "SAFE_REGION_CACHE": str(self.directions)},
             )  # fmt: skip
         try:
             self._wait(300)
