@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
+import comfyui_files  # noqa: E402
 from host_servers import ComfyUI, Host, WebUI  # noqa: E402
 
 from saferegion.microworld import MicroWorld, load  # noqa: E402
@@ -62,10 +63,12 @@ def exported(world: MicroWorld, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def comfyui_folder(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base directory for ComfyUI: the checkpoint, the plugin that knows its sizes, this project as a pack."""
+    """A base directory for ComfyUI: the checkpoint, the plugin that knows its sizes, this project as a pack, and the
+    microworld's own recipes, a LoRA and an embedding of its text encoder among the user's files."""
     base = tmp_path_factory.mktemp("comfyui")
-    for name in ("models/checkpoints", "custom_nodes", "input", "output", "temp", "user"):
+    for name in ("custom_nodes", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True)
+    comfyui_files.write(base / "models", load())
     for file in (exported, exported.with_suffix(".json")):
         (base / "models" / "checkpoints" / file.name).symlink_to(file)
     (base / "custom_nodes" / "microworld_sizes").symlink_to(HERE / "comfyui_plugin")
