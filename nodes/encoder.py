@@ -1,8 +1,8 @@
 """The text encoder that a CLIP object holds, as it stands now: its weights with LoRA, its layer, its device.
 
-Prompts are encoded by the host's own ``encode_token_weights``, whatever the family. That takes one prompt at a time and so
-is twenty times slower than a batch; therefore the rows of all prompts first go through the inner encoders in batches, and
-while the host puts each prompt together, the inner encoders answer with those rows.
+Prompts are encoded by the host's own ``encode_token_weights``, whatever the family. That takes one prompt at a time and
+so is twenty times slower than a batch; therefore the rows of all prompts first go through the inner encoders in
+batches, and while the host puts each prompt together, the inner encoders answer with those rows.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _hooks(stage: torch.nn.Module) -> Any:
     return None
 
 
-# -- batches -------------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
 def _inner(stage: torch.nn.Module, key: str) -> Any:

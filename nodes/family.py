@@ -1,16 +1,16 @@
 """What of a ComfyUI conditioning is text, and how it is taken apart for the core and put together again.
 
-ComfyUI hands a conditioning on as a tensor ``cross_attn`` and a dictionary. Which embedding spaces are in there depends on
-the text encoder. It is told from what the encoder gives for a few fixed prompts, so that encoders this pack has never heard
-of are guarded by the same code:
+ComfyUI hands a conditioning on as a tensor ``cross_attn`` and a dictionary. Which embedding spaces are in there depends
+on the text encoder. It is told from what the encoder gives for a few fixed prompts, so that encoders this pack has never
+heard of are guarded by the same code:
 
-* ``cross_attn`` is the space ``tokens``; rows of two encoders one after another (Stable Diffusion 3, whose CLIP rows are
-  filled up with zeros) are ``clip`` and ``t5``;
+* ``cross_attn`` is the space ``tokens``; rows of two encoders one after another (Stable Diffusion 3, whose CLIP rows
+  are filled up with zeros) are ``clip`` and ``t5``;
 * ``pooled_output`` is ``pooled``, except where no diffusion model reads it (Stable Diffusion 1 and 2);
-* every other floating tensor that the encoder returns (``conditioning_llama3``, ``conditioning_mt5xl``, …) is a space too.
+* every other floating tensor that the encoder returns (``conditioning_llama3``, ``conditioning_mt5xl``, …) is a space.
 
-Rows that may not move: begin tokens and templates (the same for every prompt, so told by their values), rows of zeros, and
-rows that the conditioning's own ``attention_mask`` takes out.
+Rows that may not move: begin tokens and templates (the same for every prompt, so told by their values), rows of zeros,
+and rows that the conditioning's own ``attention_mask`` takes out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MASK = "attention_mask"
 NOT_TEXT = ("conditioning_lyrics",)
 """Keys that look like text and are none: token ids of song lyrics."""
 BEGIN_TOLERANCE = 0.25
-"""Relative distance up to which a row is taken for a begin token. A LoRA moves it by a few hundredths; other tokens, and
-the begin token of other encoders, are further away."""
+"""Relative distance up to which a row is taken for a begin token. A LoRA moves it by a few hundredths; other tokens,
+and the begin token of other encoders, are further away."""
 _SAME = 1e-3
 
 Output = tuple[torch.Tensor, torch.Tensor | None, Mapping[str, Any]]

@@ -8,12 +8,12 @@ from typing import Any
 
 import folder_paths
 
-from ..saferegion.errors import SafeRegionError
-from ..saferegion.library import RECIPE_SUFFIXES, Library
-from ..saferegion.recipes import NEUTRAL
+from .. import saferegion as sr
 
 FOLDER = "safe_region"
 SUFFIX = ".safetensors"
+RECIPES = (".yaml", ".yml")
+NEUTRAL = "neutral"
 
 
 def register() -> None:
@@ -23,16 +23,16 @@ def register() -> None:
     folders, suffixes = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
     default = os.path.join(folder_paths.models_dir, FOLDER)
     folders = [*folders, *([] if default in folders else [default])]
-    folder_paths.folder_names_and_paths[FOLDER] = (folders, {SUFFIX, *RECIPE_SUFFIXES})
+    folder_paths.folder_names_and_paths[FOLDER] = (folders, {SUFFIX, *RECIPES})
 
 
 def folders() -> tuple[Path, ...]:
     return tuple(Path(f) for f in folder_paths.get_folder_paths(FOLDER))
 
 
-def library() -> Library:
+def library() -> sr.Library:
     """The user's concepts, then those bundled."""
-    return Library(folders())
+    return sr.Library(folders())
 
 
 def saved() -> list[str]:
@@ -51,11 +51,11 @@ def path_of(name: str) -> Path:
         SafeRegionError: it is not there, or lies elsewhere.
     """
     if not isinstance(name, str) or _leaves(name):
-        raise SafeRegionError(f"{name!r} is not a file of models/{FOLDER}; choose one of the list.")
+        raise sr.SafeRegionError(f"{name!r} is not a file of models/{FOLDER}; choose one of the list.")
     found = folder_paths.get_full_path(FOLDER, name)
     if found is None:
-        raise SafeRegionError(
-            f"There is no {name!r} in models/{FOLDER}; put it there or choose another, and press R to read the list again."
+        raise sr.SafeRegionError(
+            f"There is no {name!r} in models/{FOLDER}; put it there or choose another, and press R to read the list."
         )
     return Path(found)
 
@@ -68,7 +68,7 @@ def new_path(name: str) -> Path:
     """
     name = name.strip().replace("\\", "/")
     if not name or name.endswith("/") or _leaves(name) or any(ord(c) < 32 or c in '<>:"|?*' for c in name):
-        raise SafeRegionError(
+        raise sr.SafeRegionError(
             f"{name!r} is no name for a file in models/{FOLDER}; use letters, digits, spaces and dashes."
         )
     path = folders()[0] / name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..saferegion.selection import GuardReport, Selection
+from .. import saferegion as sr
 from .progress import show_below
 from .regions import CATEGORY, REGION, everything
 
@@ -16,8 +16,9 @@ ID = {"unique_id": "UNIQUE_ID"}
 
 class GuardCLIP:
     DESCRIPTION = (
-        "Put it behind the checkpoint loader: every prompt that is encoded further down is guarded, through LoRA loaders, Set Last "
-        "Layer and scheduled hooks. Benign prompts come out bit-identical. Directions with a step window act all the time here."
+        "Put it behind the checkpoint loader: every prompt that is encoded further down is guarded, through LoRA "
+        "loaders, Set Last Layer and scheduled hooks. Benign prompts come out bit-identical. Directions with a step "
+        "window act all the time here."
     )
     CATEGORY = CATEGORY
     FUNCTION = "guard"
@@ -32,7 +33,7 @@ class GuardCLIP:
             "hidden": ID,
         }
 
-    def guard(self, clip: Any, region: Selection | None = None, unique_id: Any = None) -> tuple[Any]:
+    def guard(self, clip: Any, region: sr.Selection | None = None, unique_id: Any = None) -> tuple[Any]:
         from .guards import guard_clip
 
         selection = region or everything()
@@ -42,8 +43,8 @@ class GuardCLIP:
 
 class GuardModel:
     DESCRIPTION = (
-        "Guards every sampling of this model, whatever made its conditionings: regions, masks, schedules, hooks and ControlNet "
-        "included. Once a sampling, no further evaluation of the model."
+        "Guards every sampling of this model, whatever made its conditionings: regions, masks, schedules, hooks and "
+        "ControlNet included. Once a sampling, no further evaluation of the model."
     )
     CATEGORY = CATEGORY
     FUNCTION = "guard"
@@ -60,8 +61,8 @@ class GuardModel:
                     "BOOLEAN",
                     {
                         "default": False,
-                        "tooltip": "Whether the negative prompt is guarded too. Off: what you wrote there to avoid something "
-                        "keeps its force.",
+                        "tooltip": "Whether the negative prompt is guarded too. Off: what you wrote there to avoid "
+                        "something keeps its force.",
                     },
                 ),
             },
@@ -70,7 +71,7 @@ class GuardModel:
         }
 
     def guard(
-        self, model: Any, clip: Any, guard_negative: bool, region: Selection | None = None, unique_id: Any = None
+        self, model: Any, clip: Any, guard_negative: bool, region: sr.Selection | None = None, unique_id: Any = None
     ) -> tuple[Any]:
         from .encoder import TextEncoder
         from .guards import fit, guard_model
@@ -101,7 +102,7 @@ class GuardConditioning:
         }
 
     def guard(
-        self, conditioning: Any, clip: Any, region: Selection | None = None, unique_id: Any = None
+        self, conditioning: Any, clip: Any, region: sr.Selection | None = None, unique_id: Any = None
     ) -> tuple[Any, str]:
         from .encoder import TextEncoder
         from .guards import fit, guard_conditioning, told
@@ -115,8 +116,8 @@ class GuardConditioning:
 
 class Inspect:
     DESCRIPTION = (
-        "Shows how far every token of a prompt is from the border of every concept, before and after guarding: blue is inside, "
-        "red is outside."
+        "Shows how far every token of a prompt is from the border of every concept, before and after guarding: blue "
+        "is inside, red is outside."
     )
     CATEGORY = CATEGORY
     FUNCTION = "inspect"
@@ -146,7 +147,7 @@ class Inspect:
         }
 
     def inspect(
-        self, clip: Any, text: str, region: Selection | None = None, unique_id: Any = None
+        self, clip: Any, text: str, region: sr.Selection | None = None, unique_id: Any = None
     ) -> Mapping[str, Any]:
         from nodes import PreviewImage
 
@@ -158,7 +159,7 @@ class Inspect:
         fitted = fit(region or everything(), encoder)
         tokens = clip.tokenize(text)
         c = fitted.family.conditioning(*encoder.encode(tokens))
-        report: GuardReport = fitted.guard.apply(c)[1]
+        _, report = fitted.guard.apply(c)
         strings = token_strings(clip.tokenizer, tokens, c)
         said = report.text([strings.get(report.reports[0].spaces[0].space, [])])
         image = heat_maps(report, strings, " ".join(text.split()))

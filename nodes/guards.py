@@ -1,4 +1,4 @@
-"""The three places where a guard sits in ComfyUI: behind the text encoder, in a conditioning, and before the sampling."""
+"""The three places where a guard sits in ComfyUI: behind the text encoder, in a conditioning, before the sampling."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fit(selection: Selection, encoder: TextEncoder) -> Fitted:
     return Fitted(guard, encoder.family, encoder.fingerprint())
 
 
-# -- a conditioning ------------------------------------------------------------------------------------------------------
+# -- a conditioning --------------------------------------------------------------------------------------------------
 
 
 def guard_entry(
@@ -125,14 +125,14 @@ def guard_conditioning(fitted: Fitted, conditioning: Any) -> tuple[list[list[Any
     return guarded, reports
 
 
-# -- behind the text encoder ---------------------------------------------------------------------------------------------
+# -- behind the text encoder -----------------------------------------------------------------------------------------
 
 
 class ClipGuard:
     """Stands in for ``encode_token_weights`` of a text encoder, in one CLIP object and its clones.
 
-    Loaders of LoRA, Set Last Layer and scheduled hooks change the encoder after this node; its state is looked at on every
-    call, and directions are found or compiled for the encoder as it is then.
+    Loaders of LoRA, Set Last Layer and scheduled hooks change the encoder after this node; its state is looked at on
+    every call, and directions are found or compiled for the encoder as it is then.
     """
 
     def __init__(self, selection: Selection, clip: Any, tell: Tell) -> None:
@@ -190,7 +190,7 @@ def guard_clip(clip: Any, selection: Selection, tell: Tell) -> Any:
     return guarded
 
 
-# -- before the sampling -------------------------------------------------------------------------------------------------
+# -- before the sampling ---------------------------------------------------------------------------------------------
 
 
 class SamplingGuard:

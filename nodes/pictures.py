@@ -31,7 +31,7 @@ def heat_maps(report: GuardReport, strings: Mapping[str, list[str]], title: str)
 
 
 def token_strings(tokenizer: Any, tokens: Mapping[str, Any], c: Conditioning) -> dict[str, list[str]]:
-    """For each space of token rows, one string a row; padding is empty. Spaces whose tokens are not known are left out."""
+    """For each space of token rows, one string a row (padding is empty); not for spaces whose tokens are not known."""
     rows = {key: _strings(tokenizer, key, value) for key, value in tokens.items()}
     found = {}
     for space in c.spaces or ():

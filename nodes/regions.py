@@ -6,13 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..saferegion.directions import ConceptDirections
-from ..saferegion.errors import SafeRegionError
-from ..saferegion.files import load_directions
-from ..saferegion.library import Library
-from ..saferegion.recipes import Concept, read_recipe
-from ..saferegion.region import MODES, STRONGEST
-from ..saferegion.selection import Choice, Selection
+from .. import saferegion as sr
 from . import files
 
 CATEGORY = "conditioning/safe region"
@@ -24,14 +18,14 @@ STRENGTH = (
     {
         "default": 1.0,
         "min": 0.0,
-        "max": STRONGEST,
+        "max": 10.0,
         "step": 0.05,
-        "tooltip": "1 takes an unsafe prompt to where benign prompts are, 2 as far again, 0.5 half the way; 0 switches it off. "
-        "In the mode steer: how many times the concept is taken off.",
+        "tooltip": "1 takes an unsafe prompt to where benign prompts are, 2 as far again, 0.5 half the way; 0 switches "
+        "it off. In the mode steer: how many times the concept is taken off.",
     },
 )
 MODE = (
-    list(MODES),
+    ["project", "steer", "erase"],
     {
         "default": "project",
         "tooltip": "project moves only prompts that are outside the safe region, and leaves all others bit-identical. "
@@ -46,19 +40,19 @@ ADD_TO = (
 
 def bundled() -> list[str]:
     """Names of the bundled concepts that keep something out."""
-    library = Library()
+    library = sr.Library()
     return [n for n in library.names() if getattr(library.find(n), "kind", "") == "exclude"]
 
 
-def everything() -> Selection:
+def everything() -> sr.Selection:
     """All bundled concepts at strength 1: what a guard without a region uses."""
-    return Selection().add(*(Choice(name) for name in bundled()))
+    return sr.Selection().add(*(sr.Choice(name) for name in bundled()))
 
 
-def read(name: str) -> Concept | ConceptDirections:
+def read(name: str) -> sr.Concept | sr.ConceptDirections:
     """A recipe or a direction file of the user's folder."""
     path = files.path_of(name)
-    return load_directions(path) if path.suffix == files.SUFFIX else read_recipe(path)
+    return sr.load_directions(path) if path.suffix == files.SUFFIX else sr.read_recipe(path)
 
 
 def _stamp(name: str) -> Any:
@@ -69,8 +63,8 @@ def _stamp(name: str) -> Any:
 
 class SafeRegionNode:
     DESCRIPTION = (
-        "Chooses what is kept out of the picture. Connect it to a guard node; chain several to choose more. Compiled for the "
-        "connected text encoder on first use, and kept."
+        "Chooses what is kept out of the picture. Connect it to a guard node; chain several to choose more. Compiled "
+        "for the connected text encoder on first use, and kept."
     )
     CATEGORY = CATEGORY
     FUNCTION = "choose"
@@ -84,7 +78,7 @@ class SafeRegionNode:
         return {
             "required": {
                 "concept": (
-                    [BUNDLED, *Library().names(), *files.saved()],
+                    [BUNDLED, *sr.Library().names(), *files.saved()],
                     {
                         "default": BUNDLED,
                         "tooltip": "What to keep out: everything this pack brings, one concept of it, or a recipe or "
@@ -101,18 +95,20 @@ class SafeRegionNode:
     def IS_CHANGED(cls, concept: str, **_: Any) -> Any:
         return _stamp(concept)
 
-    def choose(self, concept: str, strength: float, mode: str, region: Selection | None = None) -> tuple[Selection]:
+    def choose(
+        self, concept: str, strength: float, mode: str, region: sr.Selection | None = None
+    ) -> tuple[sr.Selection]:
         if concept == BUNDLED:
             chosen: list[Any] = list(bundled())
         else:
             chosen = [read(concept) if concept in files.saved() else concept]
-        return ((region or Selection()).add(*(Choice(c, strength, mode) for c in chosen)),)
+        return ((region or sr.Selection()).add(*(sr.Choice(c, strength, mode) for c in chosen)),)
 
 
 class ConceptFromWords:
     DESCRIPTION = (
-        "A concept of your own: the words to avoid, and what may stand in their place. The more words and sentences, the "
-        "better it tells them from everything else."
+        "A concept of your own: the words to avoid, and what may stand in their place. The more words and sentences, "
+        "the better it tells them from everything else."
     )
     CATEGORY = CATEGORY
     FUNCTION = "describe"
@@ -153,8 +149,8 @@ class ConceptFromWords:
                         "multiline": True,
                         "default": "",
                         "placeholder": "sentences (optional): a house {} by a lake",
-                        "tooltip": "Sentences in which the words may stand, one a line, with {} where they go. Empty: a dozen "
-                        "general ones.",
+                        "tooltip": "Sentences in which the words may stand, one a line, with {} where they go. Empty: "
+                        "a dozen general ones.",
                     },
                 ),
                 "region": ADD_TO,
@@ -169,10 +165,10 @@ class ConceptFromWords:
         strength: float,
         mode: str,
         sentences: str = "",
-        region: Selection | None = None,
-    ) -> tuple[Selection]:
-        concept = Concept.from_words(name, words(avoid), words(instead), sentences.splitlines())
-        return ((region or Selection()).add(Choice(concept, strength, mode)),)
+        region: sr.Selection | None = None,
+    ) -> tuple[sr.Selection]:
+        concept = sr.Concept.from_words(name, words(avoid), words(instead), sentences.splitlines())
+        return ((region or sr.Selection()).add(sr.Choice(concept, strength, mode)),)
 
 
 def words(text: str) -> list[str]:
@@ -182,8 +178,8 @@ def words(text: str) -> list[str]:
 
 class LoadDirections:
     DESCRIPTION = (
-        "Reads a direction file from models/safe_region: compiled here or elsewhere, for the text encoder that is connected to "
-        "the guard. Files of another encoder and files that cannot be trusted are refused."
+        "Reads a direction file from models/safe_region: compiled here or elsewhere, for the text encoder that is "
+        "connected to the guard. Files of another encoder and files that cannot be trusted are refused."
     )
     CATEGORY = CATEGORY
     FUNCTION = "load"
@@ -209,9 +205,9 @@ class LoadDirections:
     def IS_CHANGED(cls, file: str, **_: Any) -> Any:
         return _stamp(file)
 
-    def load(self, file: str, strength: float, mode: str, region: Selection | None = None) -> tuple[Selection]:
+    def load(self, file: str, strength: float, mode: str, region: sr.Selection | None = None) -> tuple[sr.Selection]:
         path = files.path_of(file)
-        return ((region or Selection()).add(Choice(load_directions(path), strength, mode)),)
+        return ((region or sr.Selection()).add(sr.Choice(sr.load_directions(path), strength, mode)),)
 
 
 class SaveDirections:
@@ -236,7 +232,7 @@ class SaveDirections:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "Goes before the concept's name in the file name; with a slash, a folder of its own.",
+                        "tooltip": "Goes before the concept's name in the file name; with a slash, a folder.",
                     },
                 ),
                 "overwrite": (
@@ -246,14 +242,14 @@ class SaveDirections:
             },
         }
 
-    def save(self, clip: Any, region: Selection, prefix: str, overwrite: bool) -> dict[str, Any]:
+    def save(self, clip: Any, region: sr.Selection, prefix: str, overwrite: bool) -> dict[str, Any]:
         from .encoder import BATCH, TextEncoder
         from .progress import Progress
 
         paths = [files.new_path(prefix + choice.name) for choice in region.choices]
         there = [p.name for p in paths if p.exists()]
         if there and not overwrite:
-            raise SafeRegionError(
+            raise sr.SafeRegionError(
                 f"{there[0]} is in models/{files.FOLDER} already; switch 'overwrite' on or give another prefix."
             )
         encoder = TextEncoder.of(clip)
@@ -264,8 +260,8 @@ class SaveDirections:
         for directions, path in zip(compiled, paths, strict=True):
             directions.save(path)
         names = "\n".join(_below(p) for p in paths)
-        chosen = Selection().add(
-            *(Choice(d, c.strength, c.mode) for d, c in zip(compiled, region.choices, strict=True))
+        chosen = sr.Selection().add(
+            *(sr.Choice(d, c.strength, c.mode) for d, c in zip(compiled, region.choices, strict=True))
         )
         return {"ui": {"text": (names,)}, "result": (chosen, names)}
 

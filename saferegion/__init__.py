@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .library import load_concept as load_concept
     from .paper import import_paper_vector as import_paper_vector
     from .recipes import Concept as Concept
+    from .recipes import read_recipe as read_recipe
+    from .region import MODES as MODES
+    from .region import STRONGEST as STRONGEST
     from .region import SafeRegion as SafeRegion
     from .report import Report as Report
     from .selection import Choice as Choice
@@ -41,6 +44,9 @@ _HOME = {
     "load_concept": "library",
     "import_paper_vector": "paper",
     "Concept": "recipes",
+    "read_recipe": "recipes",
+    "MODES": "region",
+    "STRONGEST": "region",
     "SafeRegion": "region",
     "Report": "report",
     "Choice": "selection",
