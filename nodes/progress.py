@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import comfy.utils
@@ -33,11 +34,7 @@ class Progress:
 
 def show_below(node: Any, text: str) -> None:
     """Text below a node of the page, where the host can show it."""
-    try:
-        from server import PromptServer
-
-        server = getattr(PromptServer, "instance", None)
-        if server is not None and node is not None:
-            server.send_progress_text(text, str(node))
-    except (ImportError, AttributeError):  # before 0.3.34, or a host without a server
-        return
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    send = getattr(server, "send_progress_text", None)  # since 0.3.34
+    if send is not None and node is not None:
+        send(text, str(node))

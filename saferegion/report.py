@@ -127,11 +127,10 @@ class Report:
         prompts = max((s.moved.shape[0] for s in self.spaces), default=0)
         for b in range(prompts):
             head = f"prompt {b + 1}: " if prompts > 1 else ""
-            touched = [f for f in self.findings if f.prompt == b and (f.tokens or self.mode != "project")]
-            changed = any(bool(s.moved[b].any()) for s in self.spaces)
-            if not changed:
+            if not any(bool(s.moved[b].any()) for s in self.spaces):
                 lines.append(f"{head}inside the safe region; nothing was changed")
                 continue
+            touched = [f for f in self.findings if f.prompt == b and (f.tokens or self.mode != "project")]
             for f in touched:
                 where = next(s for s in self.spaces if s.space == f.space)
                 size = where.moved.shape[1]
