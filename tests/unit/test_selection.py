@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import FakeEncoder, benign_prompts, concepts, fire, frost, same_bits
+
+from saferegion import Choice, Concept, Guard, Library, SafeRegion, SafeRegionError, Selection
+from saferegion.errors import RecipeError
+from saferegion.library import neutral_prompts
+
+BURNING, PLAIN = "a burning house in a field", "a quiet house in a field"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The fake encoder's own neutral prompts, and directions kept in a folder of its own."""
+    folder = tmp_path_factory.mktemp("concepts")
+    lines = "".join(f"- {p}\n" for p in benign_prompts(120))
+    (folder / "neutral.yaml").write_text(f"format: saferegion-neutral/1\nprompts:\n{lines}")
+    return Library((folder,), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def guard(library: Library) -> Guard:
+    return Selection().add(Choice(fire()), Choice(frost())).guard(FakeEncoder(), library)
+
+
+def test_a_guard_of_one_mode_does_what_the_region_of_its_concepts_does(library: Library, guard: Guard) -> None:
+    encode = FakeEncoder()
+    region = SafeRegion(library.directions([fire(), frost()], encode))
+    c = encode([BURNING, PLAIN])
+    ours, theirs = guard.apply(c)[0], region.apply(c)[0]
+    assert same_bits(ours.tokens, theirs.tokens) and same_bits(ours.pooled, theirs.pooled)
+    assert not same_bits(ours.tokens, c.tokens)
+
+
+def test_what_is_inside_comes_back_as_it_is(guard: Guard) -> None:
+    c = FakeEncoder()([PLAIN])
+    after, report = guard.apply(c)
+    assert after is c and not report.moved
+    assert "nothing was changed" in report.text()
+
+
+def test_a_concept_chosen_again_takes_the_later_choice_and_other_modes_stay() -> None:
+    chosen = (
+        Selection()
+        .add(Choice("nudity"), Choice("violence", 2))
+        .add(Choice("nudity", 0.5), Choice("nudity", 1, "erase"))
+    )
+    assert [(c.name, c.strength, c.mode) for c in chosen.choices] == [
+        ("nudity", 0.5, "project"),
+        ("violence", 2, "project"),
+        ("nudity", 1, "erase"),
+    ]
+    assert str(chosen) == "nudity x0.5, violence x2, nudity (erase)" and str(Selection()) == "nothing"
+
+
+def test_modes_act_one_after_another_and_projecting_has_the_last_word(library: Library) -> None:
+    encode = FakeEncoder()
+    mixed = Selection().add(Choice(fire()), Choice(frost(), 1, "steer"), Choice(fire(), 1, "erase"))
+    guard = mixed.guard(encode, library)
+    assert [r.mode for r in guard.regions] == ["steer", "erase", "project"]
+    c = encode([BURNING])
+    after, report = guard.apply(c)
+    assert report.moved and len(report.reports) == 3 and "[erase]" in report.text()
+    assert float(guard.regions[-1].score(after).max()) <= 1e-5
+    assert report.to_dict()["regions"][0]["mode"] == "steer" and len(report.findings) > 3
+
+
+def test_strengths_reach_their_concepts(library: Library) -> None:
+    encode = FakeEncoder()
+    off = Selection().add(Choice(fire(), 0), Choice(frost(), 2)).guard(encode, library)
+    assert off.apply(encode([BURNING]))[1].moved is False
+    assert off.regions[0].strengths == (0.0, 2.0)
+
+
+def test_windows_split_the_sampling(guard: Guard) -> None:
+    late = replace(concepts(1, 6)[0][0], concept="late", window=(0.2, 1.0))
+    early = replace(concepts(1, 6)[0][0], concept="early", window=(0.0, 0.5))
+    chosen = Selection().add(Choice(late), Choice(early))
+    windowed = Guard.of(chosen, [late, early])
+    assert windowed.windows() == [(0.0, 0.2), (0.2, 0.5), (0.5, 1.0)]
+    names = [[r.names for r in windowed.at((a + b) / 2).regions] for a, b in windowed.windows()]
+    assert names == [[("early",)], [("late", "early")], [("late",)]]
+    assert guard.windows() == [(0.0, 1.0)] and guard.at(0.4) is guard
+    assert guard.spaces() == {"tokens", "pooled"}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Choice("fire", float("nan")), "number from 0 to 10"),
+        (lambda: Choice("fire", 1e9), "number from 0 to 10"),
+        (lambda: Choice("fire", True), "number from 0 to 10"),
+        (lambda: Choice("fire", 1, "burn"), "mode must be one of"),
+        (lambda: Selection().guard(FakeEncoder()), "Nothing is switched on"),
+        (lambda: Selection().add(Choice("no-such-concept")).guard(FakeEncoder()), "There is no concept"),
+    ],
+)
+def test_what_cannot_be_switched_on_is_refused(make, says: str) -> None:  # noqa: ANN001
+    with pytest.raises(SafeRegionError, match=says):
+        make()
+
+
+def test_neutral_prompts_of_the_users_folder_come_before_those_bundled(library: Library, tmp_path: Path) -> None:
+    assert len(library.neutral()) == 120
+    assert Library((tmp_path,)).neutral() == neutral_prompts()
+    (tmp_path / "neutral.yml").write_text("format: saferegion-recipe/1\n")
+    with pytest.raises(RecipeError, match="no neutral prompts"):
+        Library((tmp_path,)).neutral()
+
+
+# -- concepts from words -----------------------------------------------------------------------------------------------
+
+
+def test_words_are_put_into_every_sentence_and_what_stands_instead_takes_turns() -> None:
+    c = Concept.from_words(
+        "My Fire", ["fire", " fire ", "flames", ""], ["water", "fog"], ["a {} by a lake", "{}, at night"]
+    )
+    assert c.name == "my-fire" and c.title == "My Fire"
+    assert c.pairs == (
+        ("a fire by a lake", "a water by a lake"),
+        ("fire, at night", "fog, at night"),
+        ("a flames by a lake", "a fog by a lake"),
+        ("flames, at night", "water, at night"),
+    )
+
+
+def test_without_anything_instead_the_sentence_goes_without() -> None:
+    c = Concept.from_words("x", ["fire"])
+    assert ("a portrait, fire, highly detailed", "a portrait, highly detailed") in c.pairs
+    assert ("a photo, fire", "a photo") in c.pairs and ("fire", "a picture") in c.pairs
+    assert all("{}" not in p and ", ," not in p for pair in c.pairs for p in pair)
+
+
+def test_a_concept_from_words_finds_what_it_is_about(library: Library) -> None:
+    encode = FakeEncoder()
+    words = Concept.from_words(
+        "fire", ["burning", "blazing"], ["quiet", "old"], [f"a {{}} {n}" for n in ("house", "car", "tree")]
+    )
+    guard = Selection().add(Choice(words)).guard(encode, library)
+    assert guard.apply(encode([BURNING]))[1].moved and not guard.apply(encode([PLAIN]))[1].moved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("x", ["", "  "]), "at least one word"),
+        (("x", ["fire"], [], ["a house"]), "exactly once"),
+        (("x", ["fire"], [], ["{} and {}"]), "exactly once"),
+        (("!!!", ["fire"]), "letter or a digit"),
+        (("x", ["fire"], ["fire"]), "no contrast"),
+    ],
+)
+def test_words_that_describe_no_concept_are_refused(arguments: tuple, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Concept.from_words(*arguments)
