@@ -92,8 +92,11 @@ def webui_folder(webui_host: Host, exported: Path, tmp_path_factory: pytest.Temp
     stock = (webui_host.root / "configs" / "v1-inference.yaml").read_text(encoding="utf-8")
     (models / f"{NAME}.yaml").write_text(_webui_config(stock, sizes, clip), encoding="utf-8")
     (data / "config.json").write_text(json.dumps({"live_previews_enable": False}), encoding="utf-8")
-    if (PROJECT / "scripts").is_dir():
-        (data / "extensions" / "safe-region").symlink_to(PROJECT)
+    (data / "extensions" / "safe-region").symlink_to(PROJECT)
+    concepts = data / "models" / "safe_region"
+    concepts.mkdir()
+    for name in ("fire", "lightning", "neutral"):
+        (concepts / f"{name}.yaml").symlink_to(PROJECT / "saferegion" / "microworld" / "data" / f"{name}.yaml")
     return data
 
 

@@ -189,7 +189,7 @@ class WebUI(Server):
 
     def command(self) -> list[str]:
         return [
-            str(self.host.python), "launch.py", *WEBUI_FLAGS, "--nowebui", "--api", "--server-name", "127.0.0.1",
+            str(self.host.python), "launch.py", *WEBUI_FLAGS, "--api", "--server-name", "127.0.0.1",
             "--data-dir", str(self.folder), "--port", str(self.port),
         ]  # fmt: skip
 

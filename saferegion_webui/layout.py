@@ -1,0 +1,103 @@
+"""The webui's conditionings as the library's: which rows and channels belong to which embedding space.
+
+A conditioning of the webui is a tensor ``[T, D]`` (SD1.x, SD2.x) or a mapping with ``crossattn`` ``[T, D]`` and
+``vector`` ``[V]`` (SDXL, SD3, Flux); further entries (Flux: ``guidance``) are passed through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from saferegion.conditioning import Conditioning, Space
+from saferegion.fingerprint import Fingerprint
+
+from .refusal import SafeRegionRefused
+
+CHUNK = 77
+TIME_EMBEDDING = 256
+"""Channels of one number (a size, a crop, a score) in SDXL's ``vector``, behind the pooled text."""
+
+KINDS = ("clip", "sd3", "t5")
+
+
+def tokens_of(cond: Any) -> torch.Tensor:
+    return cond["crossattn"] if isinstance(cond, Mapping) else cond
+
+
+def vector_of(cond: Any) -> torch.Tensor | None:
+    return cond.get("vector") if isinstance(cond, Mapping) else None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family arranges its conditionings.
+
+    Attributes:
+        kind: ``clip`` (chunks of 77 rows, each with a begin token), ``sd3`` (CLIP chunks, then rows of T5) or ``t5``.
+        pooled: leading channels of ``vector`` that text decides; 0: there is no pooled text.
+        rows: T5 rows follow the CLIP rows (``sd3``; false where T5 is switched off and they are zero).
+    """
+
+    kind: str = "clip"
+    pooled: int = 0
+    t5: bool = False
+
+    @classmethod
+    def of(cls, probes: Any, kind: str = "clip") -> Layout:
+        """From the host's conditionings of some different prompts in one batch (``[B, T, D]``, ``[B, V]``)."""
+        vector = vector_of(probes)
+        pooled = 0
+        if vector is not None and kind == "clip":
+            differs = (vector != vector[:1]).any(0).nonzero()
+            if len(differs):  # what follows the pooled text is the same for all prompts, in whole embeddings
+                behind = vector.shape[1] - int(differs.max()) - 1
+                pooled = vector.shape[1] - behind // TIME_EMBEDDING * TIME_EMBEDDING
+        elif vector is not None:
+            pooled = vector.shape[1]
+        t5 = kind == "sd3" and bool(tokens_of(probes)[..., pooled:].any())
+        return cls(kind, pooled, t5)
+
+    def conditioning(
+        self, tokens: torch.Tensor, vector: torch.Tensor | None, encoder: Fingerprint | None = None
+    ) -> Conditioning:
+        """``tokens`` ``[B, T, D]`` and ``vector`` ``[B, V]`` of the host as one conditioning of the library.
+
+        Raises:
+            SafeRegionRefused: rows that are not whole chunks.
+        """
+        pooled = vector[:, : self.pooled] if vector is not None and self.pooled else None
+        batch, length = tokens.shape[:2]
+        if self.kind == "t5":
+            return Conditioning(tokens, None, pooled, None, encoder)
+        split = self._split(tokens) if self.kind == "sd3" else length
+        if split % CHUNK or not split:
+            raise SafeRegionRefused(
+                f"Safe Region does not know conditionings of {split} rows (CLIP has {CHUNK} a chunk): "
+                "this family of checkpoints is not supported; switch Safe Region off for it."
+            )
+        movable = (torch.arange(length) % CHUNK != 0) | (torch.arange(length) >= split)
+        spaces = None
+        if self.kind == "sd3":
+            clip = Space("clip", slice(0, split), slice(0, self.pooled))
+            spaces = (clip, Space("t5", slice(split, None), slice(0, tokens.shape[2]))) if self.t5 else (clip,)
+        return Conditioning(tokens, movable.expand(batch, length), pooled, spaces, encoder)
+
+    def _split(self, tokens: torch.Tensor) -> int:
+        """Rows of CLIP: they are zero behind its channels, and rows of T5 are not."""
+        behind = tokens[..., self.pooled :].flatten(2).any(2).any(0) if self.t5 else ~tokens.any(2).any(0)
+        first = behind.nonzero()
+        return int(first[0]) if len(first) else tokens.shape[1]
+
+    def with_values(self, cond: Any, tokens: torch.Tensor, pooled: torch.Tensor | None) -> Any:
+        """A new conditioning of the host like ``cond``, with other values; ``cond`` is left as it is."""
+        if not isinstance(cond, Mapping):
+            return tokens
+        new = dict(cond)
+        new["crossattn"] = tokens
+        if pooled is not None:
+            new["vector"] = torch.cat([pooled.to(cond["vector"]), cond["vector"][self.pooled :]])
+        return new

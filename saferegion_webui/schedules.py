@@ -1,0 +1,143 @@
+"""Walks the host's scheduled conditionings and builds guarded ones beside them.
+
+The host's objects are not changed: a conditioning that had to move gets new objects around it, one that had not
+stays the very object it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from saferegion.selection import Guard, GuardReport
+
+from .layout import Layout, tokens_of, vector_of
+
+
+class Moved(NamedTuple):
+    """What was seen in one conditioning: ``report`` holds it in row ``row``; ``cond`` is the guarded one."""
+
+    cond: Any
+    report: GuardReport
+    row: int
+    moved: bool
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Which rows push the picture towards their text: guidance x AND-weight above 0, and what the negative
+    prompt keeps of it.
+
+    Attributes:
+        guidance: the CFG scale. weights: of the AND-parts of each prompt. always: guard every row.
+        unguided: some steps may run without guidance, where every AND-part counts by its own weight.
+    """
+
+    guidance: float
+    weights: tuple[tuple[float, ...], ...]
+    always: bool = False
+    unguided: bool = False
+
+    def positive(self, weight: float) -> bool:
+        return self.always or self.guidance * weight >= 0 or (self.unguided and weight > 0)
+
+    def negative(self, row: int) -> bool:
+        if not self.weights:
+            return self.always or self.guidance < 1
+        return self.always or self.guidance * sum(self.weights[row % len(self.weights)]) < 1
+
+
+def rows(conds: Any, signs: Signs) -> list[tuple[Any, bool]]:
+    """Every schedule of the host's object, in order, and whether it is to be guarded."""
+    if hasattr(conds, "batch"):
+        return [(part.schedules, signs.positive(part.weight)) for parts in conds.batch for part in parts]
+    return [(schedule, signs.negative(i)) for i, schedule in enumerate(conds)]
+
+
+def rebuilt(conds: Any, schedules: Sequence[Any]) -> Any:
+    """An object like ``conds`` with other schedules; ``conds`` itself where all are its own."""
+    wanted = iter(schedules)
+    if not hasattr(conds, "batch"):
+        new = list(wanted)
+        return conds if all(a is b for a, b in zip(new, conds, strict=True)) else new
+    changed = False
+    batch = []
+    for parts in conds.batch:
+        row = []
+        for part in parts:
+            schedule = next(wanted)
+            changed |= schedule is not part.schedules
+            row.append(part if schedule is part.schedules else type(part)(schedule, part.weight))
+        batch.append(row)
+    return type(conds)(conds.shape, batch) if changed else conds
+
+
+def guarded(schedule: Any, end: int, guard: Guard, seen: dict[tuple[int, int], Moved]) -> Any:
+    """``schedule`` with every conditioning replaced by what ``seen`` has for it; itself where none moved.
+
+    Args:
+        schedule: entries ``(end_at_step, cond)``, in order. end: steps in all.
+        seen: by ``(id(cond), window of the guard)``.
+    """
+    windows = guard.windows()
+    if len(windows) == 1:
+        new = [_like(entry, entry.end_at_step, seen[id(entry.cond), 0].cond) for entry in schedule]
+        return schedule if all(a is b for a, b in zip(new, schedule, strict=True)) else new
+    new, start = [], -1
+    for entry in schedule:
+        for w, (_, until) in enumerate(windows):
+            last = entry.end_at_step if until >= 1 else min(entry.end_at_step, _last_step(until, end))
+            if last > start:
+                new.append(_like(entry, last, seen[id(entry.cond), w].cond))
+                start = last
+    kept = {id(entry.cond) for entry in schedule}
+    return schedule if all(id(entry.cond) in kept for entry in new) else new
+
+
+def _last_step(fraction: float, end: int) -> int:
+    """The last of ``end`` steps that begins before ``fraction`` of them is over."""
+    return -int(-fraction * end // 1) - 1
+
+
+def _like(entry: Any, end_at_step: int, cond: Any) -> Any:
+    if cond is entry.cond and end_at_step == entry.end_at_step:
+        return entry
+    return entry._replace(end_at_step=end_at_step, cond=cond)
+
+
+@torch.no_grad()
+def apply(guard: Guard, layout: Layout, conds: Sequence[Any]) -> dict[tuple[int, int], Moved]:
+    """Guard conditionings, those of one shape at once.
+
+    Returns:
+        By ``(id(cond), window)``; a conditioning inside the region, or of zeros (SDXL's empty negative prompt), stays
+        itself.
+    """
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for cond in {id(c): c for c in conds}.values():
+        tokens, vector = tokens_of(cond), vector_of(cond)
+        key = (tokens.shape, tokens.dtype, tokens.device, None if vector is None else vector.shape)
+        groups.setdefault(key, []).append(cond)
+    parts = [guard.at(begin) for begin, _ in guard.windows()]
+    found: dict[tuple[int, int], Moved] = {}
+    with torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled() else nullcontext():
+        for group in groups.values():
+            tokens = torch.stack([tokens_of(c) for c in group])
+            vectors = None if vector_of(group[0]) is None else torch.stack([vector_of(c) for c in group])
+            c = layout.conditioning(tokens, vectors)
+            empty = [False] * len(group) if vectors is None else (~tokens.flatten(1).any(1)).tolist()
+            for w, part in enumerate(parts):
+                new, report = part.apply(c)
+                moves = [any(r) for r in zip(*(r.moved_prompts() for r in report.reports), strict=True)]
+                for i, cond in enumerate(group):
+                    moved = bool(moves) and moves[i] and not empty[i]
+                    value = cond
+                    if moved:
+                        pooled = None if new.pooled is None or new.pooled is c.pooled else new.pooled[i]
+                        value = layout.with_values(cond, new.tokens[i].to(tokens.dtype), pooled)
+                    found[id(cond), w] = Moved(value, report, i, moved)
+    return found

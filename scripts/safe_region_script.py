@@ -1,0 +1,49 @@
+"""Safe Region in AUTOMATIC1111's stable-diffusion-webui, Forge, reForge and forge-classic.
+
+Over the API the script is ``"safe region"`` in ``alwayson_scripts``. Its ``args`` are, in this order: ``enabled``,
+``concepts``, ``strength``, ``strengths``, ``mode``, ``avoid``, ``instead``, ``sentences``, ``guard_negative``,
+``heat_map``; or one JSON object with these names, which then counts alone. What is left out or null takes its
+default; later versions only add to the end. ``saferegion_webui/arguments.py`` says what each must be. While
+``enabled`` is true, a request that cannot be guarded is answered with an error and without a picture.
+"""
+
+from pathlib import Path
+
+from modules import processing, script_callbacks, scripts
+
+import saferegion_webui
+
+ROOT = Path(__file__).resolve().parent.parent
+if saferegion_webui.ROOT != ROOT:
+    raise ImportError(f"Safe Region is installed twice, in {saferegion_webui.ROOT} and in {ROOT}: remove one of them.")
+
+from saferegion_webui import generation, interception, page, tab  # noqa: E402
+
+interception.install(processing.StableDiffusionProcessing, generation.guard_conditionings)
+
+
+class SafeRegionScript(scripts.Script):
+    """The accordion, and the road from its controls to the guard."""
+
+    def title(self):
+        return page.TITLE
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        components = page.controls(self.elem_id)
+        self.infotext_fields = page.infotext_fields(components)
+        self.paste_field_names = []
+        return list(components.values())
+
+    def process(self, p, *args):
+        generation.configure(p, args, page.default_concepts())
+
+    def postprocess(self, p, processed, *args):
+        generation.show_heat_maps(p, processed)
+
+
+script_callbacks.on_ui_settings(page.add_settings)
+script_callbacks.on_before_ui(page.add_axes)
+script_callbacks.on_ui_tabs(tab.build)
