@@ -36,7 +36,10 @@ _known: WeakKeyDictionary[torch.nn.Module, dict[Any, tuple[Family, Fingerprint]]
 
 
 class TextEncoder:
-    """Prompts -> :class:`~saferegion.Conditioning`, on the device the encoder runs on.
+    """Prompts -> :class:`~saferegion.Conditioning`.
+
+    Attributes:
+        fits_on: the device that embeddings are handed on; the encoder's own at first.
 
     Args:
         stage: the host's ``cond_stage_model``, loaded, with its layer set.
@@ -46,7 +49,7 @@ class TextEncoder:
 
     def __init__(self, stage: torch.nn.Module, encode: Encode, tokenize: Callable[[str], Tokens]) -> None:
         self.stage, self._encode, self._tokenize = stage, encode, tokenize
-        self._family: Family | None = None
+        self.fits_on = next((p.device for p in stage.parameters()), torch.device("cpu"))
 
     @classmethod
     def of(cls, clip: Any) -> TextEncoder:
@@ -97,9 +100,7 @@ class TextEncoder:
                 seen.clear()
             outputs = self._outputs(PROBES)
             family = Family.of(outputs, _reads_pooled(self.stage))
-            self._family = family
             seen[state] = family, Fingerprint.from_conditioning(family.batch(outputs))
-        self._family = seen[state][0]
         return seen[state]
 
     # -- encoding --------------------------------------------------------------------------------------------------
@@ -112,16 +113,10 @@ class TextEncoder:
         except model_management.OOM_EXCEPTION:
             model_management.soft_empty_cache()
             raise
-        device = self.device
-        if batch.tokens.device == device:
+        if batch.tokens.device == self.fits_on:
             return batch
-        moved = (None if t is None else t.to(device) for t in (batch.tokens, batch.movable, batch.pooled))
+        moved = (None if t is None else t.to(self.fits_on) for t in (batch.tokens, batch.movable, batch.pooled))
         return Conditioning(*moved, batch.spaces)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return next((p.device for p in self.stage.parameters()), torch.device("cpu"))
 
     def encode(self, tokens: Tokens) -> Output:
         """Tokens of the host, weights and embeddings included, without any guard."""

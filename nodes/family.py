@@ -10,7 +10,9 @@ heard of are guarded by the same code:
 * every other floating tensor that the encoder returns (``conditioning_llama3``, ``conditioning_mt5xl``, …) is a space.
 
 Rows that may not move: begin tokens and templates (the same for every prompt, so told by their values), rows of zeros,
-and rows that the conditioning's own ``attention_mask`` takes out.
+and rows that an ``attention_mask`` takes out, of an encoder that fills short prompts up and masks the filling. The mask
+of another encoder is not believed: Qwen-Image's masks whatever follows an end token typed into the prompt, and its
+diffusion model reads those rows all the same.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ TOKENS, CLIP_ROWS, T5_ROWS = "tokens", "clip", "t5"
 SD3_WIDTH, SD3_CLIP_WIDTH = 4096, 2048
 PREFIX = "conditioning_"
 MASK = "attention_mask"
-NOT_TEXT = ("conditioning_lyrics",)
-"""Keys that look like text and are none: token ids of song lyrics."""
+LYRICS = "conditioning_lyrics"
+"""Token ids of song lyrics: nothing that could be moved."""
 BEGIN_TOLERANCE = 0.25
 """Relative distance up to which a row is taken for a begin token. A LoRA moves it by a few hundredths; other tokens,
 and the begin token of other encoders, are further away."""
@@ -57,15 +59,19 @@ class Family:
 
     Attributes:
         two_rows: whether CLIP rows (zeros beyond channel 2048) and T5 rows share ``cross_attn``.
-        pooled: whether ``pooled_output`` is read by the diffusion model.
+        pooled: whether ``pooled_output`` holds text that the diffusion model reads.
+        ignores_pooled: whether no diffusion model reads it, whatever it holds.
         keys: other text tensors of the dictionary, by key.
+        masks: keys of masks that the encoder puts on the filling of short prompts.
         begin: space -> ``[P, D]`` rows that every prompt begins with; P may be 0.
         width: of ``cross_attn``.
     """
 
     two_rows: bool
     pooled: bool
+    ignores_pooled: bool
     keys: tuple[str, ...]
+    masks: frozenset[str]
     begin: Mapping[str, torch.Tensor]
     width: int
 
@@ -86,17 +92,20 @@ class Family:
         width = tokens.shape[2]
         two = width == SD3_WIDTH and bool((_zero_tail(tokens) & tokens.ne(0).any(-1).any(0)).any())
         pooled = reads_pooled and any(p is not None and bool(p.ne(0).any()) for _, p, _ in outputs)
-        keys = sorted({k for _, _, extras in outputs for k, v in extras.items() if _is_text(k, v)})
-        blank = cls(two, pooled, tuple(keys), {}, width)
+        keys = tuple(sorted({k for _, _, extras in outputs for k, v in extras.items() if _is_text(k, v)}))
+        masks = frozenset(k for _, _, extras in outputs for k, v in extras.items() if _masks(k, v))
+        blank = cls(two, pooled, not reads_pooled, keys, masks, {}, width)
         parts = [{p.space: p.rows[0] for p in blank._parts(*output)} for output in outputs]
         spaces = {name for p in parts for name in p}
         begin = {name: _common([p[name] for p in parts if name in p]) for name in spaces}
-        return cls(two, pooled, tuple(keys), begin, width)
+        return cls(two, pooled, not reads_pooled, keys, masks, begin, width)
 
     # -- taking apart ----------------------------------------------------------------------------------------------
 
     def _parts(self, tokens: torch.Tensor, pooled: torch.Tensor | None, extras: Mapping[str, Any]) -> list[_Part]:
-        mask = extras.get(MASK)
+        def mask(key: str) -> Any:
+            return extras.get(key) if key in self.masks else None
+
         found = []
         if self.two_rows:
             clip = _zero_tail(tokens)
@@ -106,11 +115,11 @@ class Family:
                     rows = rows[:, :, :SD3_CLIP_WIDTH] if space == CLIP_ROWS else rows
                     found.append(self._part(space, rows, None, None, where))
         else:
-            found.append(self._part(TOKENS, tokens, mask, None, None))
+            found.append(self._part(TOKENS, tokens, mask(MASK), None, None))
         for key in self.keys:
             if extras.get(key) is not None:
                 rows = _as_rows(extras[key], key)
-                found.append(self._part(_space(key), rows, extras.get(f"{MASK}_{_space(key)}"), key, None))
+                found.append(self._part(_space(key), rows, mask(f"{MASK}_{_space(key)}"), key, None))
         return found
 
     def _part(self, space: str, rows: torch.Tensor, mask: Any, key: str | None, where: torch.Tensor | None) -> _Part:
@@ -222,6 +231,17 @@ class Family:
             )
         if pooled is not None and (not isinstance(pooled, torch.Tensor) or pooled.ndim != 2):
             raise ConditioningError("pooled_output must be a tensor [batch, width] or absent.")
+        if pooled is not None and not (self.pooled or self.ignores_pooled) and self._text_pooled(pooled):
+            raise ConditioningError(
+                "This conditioning carries a pooled output, which the connected CLIP does not give: connect the CLIP "
+                "that made the conditioning."
+            )
+        lyrics = extras.get(LYRICS)
+        if isinstance(lyrics, torch.Tensor) and int(lyrics.ne(0).sum()) > 1:
+            raise ConditioningError(
+                "This conditioning carries song lyrics, which go to the model as token ids and cannot be guarded: "
+                "leave the lyrics empty, or take the guard out."
+            )
         unknown = [k for k, v in extras.items() if _is_text(k, v) and k not in self.keys]
         if unknown:
             raise ConditioningError(
@@ -260,11 +280,15 @@ class Family:
 def _is_text(key: str, value: Any) -> bool:
     return (
         key.startswith(PREFIX)
-        and key not in NOT_TEXT
+        and key != LYRICS
         and isinstance(value, torch.Tensor)
         and value.is_floating_point()
-        and value.ndim >= 3
+        and value.ndim >= 2
     )
+
+
+def _masks(key: str, value: Any) -> bool:
+    return key.startswith(MASK) and isinstance(value, torch.Tensor) and bool(value.eq(0).any())
 
 
 def _space(key: str) -> str:
@@ -278,7 +302,10 @@ def _zero_tail(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _as_rows(value: torch.Tensor, key: str) -> torch.Tensor:
-    """``[B, T, D]``; several layers ``[B, L, T, D]`` become rows, the layers of one token side by side."""
+    """``[B, T, D]``; several layers ``[B, L, T, D]`` become rows, the layers of one token side by side, and a vector
+    ``[B, D]`` becomes one row."""
+    if value.ndim == 2:
+        return value.unsqueeze(1)
     if value.ndim == 3:
         return value
     if value.ndim == 4:
@@ -287,8 +314,8 @@ def _as_rows(value: torch.Tensor, key: str) -> torch.Tensor:
 
 
 def _from_rows(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    if like.ndim == 3:
-        return rows.to(like)
+    if like.ndim < 4:
+        return rows.reshape(like.shape).to(like)
     b, layers, t, d = like.shape
     return rows.reshape(b, t, layers, d).transpose(1, 2).contiguous().to(like)
 
@@ -302,7 +329,8 @@ def _common(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     for other in rows[1:]:
         same &= (other[:length].float() - first).norm(dim=-1) <= _SAME * size
     count = int(same.int().cumprod(0).sum())
-    return first[: count if count < length else 0].clone()
+    longest = max(len(r) for r in rows)
+    return first[: count if count < longest else 0].clone()
 
 
 def _near(rows: torch.Tensor, begin: torch.Tensor) -> torch.Tensor:

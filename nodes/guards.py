@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.patcher_extension
 import torch
+from comfy import model_management
 
 from ..saferegion.errors import ConditioningError, SafeRegionError
 from ..saferegion.fingerprint import Fingerprint
@@ -41,10 +42,23 @@ class Fitted:
 
 
 def fit(selection: Selection, encoder: TextEncoder) -> Fitted:
-    """Directions of all that is switched on for this encoder: read from the cache, compiled where missing."""
-    with Progress() as progress:
-        guard = selection.guard(encoder, library(), progress, batch_size=BATCH, family=encoder.name)
+    """Directions of all that is switched on for this encoder: read from the cache, compiled where missing.
+
+    Where the encoder's device has no room for the sums as well, they are made on the CPU.
+    """
+    try:
+        guard = _guard(selection, encoder)
+    except torch.cuda.OutOfMemoryError:
+        if encoder.fits_on.type == "cpu":
+            raise
+        encoder.fits_on = torch.device("cpu")
+        model_management.soft_empty_cache()
+        guard = _guard(selection, encoder)
     return Fitted(guard, encoder.family, encoder.fingerprint())
+
+
+def _guard(selection: Selection, encoder: TextEncoder) -> Guard:
+    return selection.guard(encoder, library(), Progress(), batch_size=BATCH, family=encoder.name)
 
 
 # -- a conditioning --------------------------------------------------------------------------------------------------

@@ -18,12 +18,6 @@ class Progress:
     def __init__(self) -> None:
         self._bar: comfy.utils.ProgressBar | None = None
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar = None
-
     def __call__(self, done: int, total: int) -> None:
         model_management.throw_exception_if_processing_interrupted()
         if self._bar is None:

@@ -253,10 +253,9 @@ class SaveDirections:
                 f"{there[0]} is in models/{files.FOLDER} already; switch 'overwrite' on or give another prefix."
             )
         encoder = TextEncoder.of(clip)
-        with Progress() as progress:
-            compiled = files.library().directions(
-                [c.concept for c in region.choices], encoder, progress=progress, batch_size=BATCH, family=encoder.name
-            )
+        compiled = files.library().directions(
+            [c.concept for c in region.choices], encoder, progress=Progress(), batch_size=BATCH, family=encoder.name
+        )
         for directions, path in zip(compiled, paths, strict=True):
             directions.save(path)
         names = "\n".join(_below(p) for p in paths)
