@@ -24,7 +24,10 @@ from .family import Family, Output
 log = logging.getLogger("saferegion")
 
 BATCH = 64
-"""Prompts that are encoded together; halved where memory runs out."""
+"""Most prompts that are encoded together; halved where memory runs out."""
+
+VALUES = 2**26
+"""Most numbers in the conditionings of one batch: a quarter of a gigabyte. HiDream has 17 million a prompt."""
 
 STATES = 64
 """Most states of one encoder (layer, LoRA, hooks) that are remembered."""
@@ -90,7 +93,8 @@ class TextEncoder:
             for name, m in self.stage.named_children()
             if hasattr(m, "return_projected_pooled")
         )
-        return options, getattr(self.stage, "current_weight_patches_uuid", None), _hooks(self.stage)
+        patches = getattr(self.stage, "current_weight_patches_uuid", None)
+        return options, patches, _hooks(self.stage), getattr(self._tokenize, "options", None)
 
     def _probe(self) -> tuple[Family, Fingerprint]:
         seen = _known.setdefault(self.stage, {})
@@ -104,6 +108,11 @@ class TextEncoder:
         return seen[state]
 
     # -- encoding --------------------------------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> int:
+        """Prompts to encode together, so that their conditionings fit into memory."""
+        return max(1, min(BATCH, VALUES // self([PROBES[1]]).tokens.numel()))
 
     def __call__(self, prompts: list[str]) -> Conditioning:
         """One row a prompt."""
@@ -151,6 +160,7 @@ def tokenizing(clip: Any) -> Callable[[str], Tokens]:
     def tokenize(text: str) -> Tokens:
         return tokenizer.tokenize_with_weights(text, **({"tokenizer_options": options} if options else {}))
 
+    tokenize.options = tuple(sorted(options.items()))  # type: ignore[attr-defined]
     return tokenize
 
 

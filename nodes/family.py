@@ -1,8 +1,8 @@
 """What of a ComfyUI conditioning is text, and how it is taken apart for the core and put together again.
 
 ComfyUI hands a conditioning on as a tensor ``cross_attn`` and a dictionary. Which embedding spaces are in there depends
-on the text encoder. It is told from what the encoder gives for a few fixed prompts, so that encoders this pack has never
-heard of are guarded by the same code:
+on the text encoder. It is told from what the encoder gives for a few fixed prompts, so that encoders that this pack has
+never heard of are guarded by the same code:
 
 * ``cross_attn`` is the space ``tokens``; rows of two encoders one after another (Stable Diffusion 3, whose CLIP rows
   are filled up with zeros) are ``clip`` and ``t5``;

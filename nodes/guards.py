@@ -14,7 +14,7 @@ from comfy import model_management
 from ..saferegion.errors import ConditioningError, SafeRegionError
 from ..saferegion.fingerprint import Fingerprint
 from ..saferegion.selection import Guard, GuardReport, Selection
-from .encoder import BATCH, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
+from .encoder import Encode, TextEncoder, Tokens, output, tokenizing, unguarded
 from .family import Family
 from .files import library
 from .progress import Progress
@@ -58,7 +58,7 @@ def fit(selection: Selection, encoder: TextEncoder) -> Fitted:
 
 
 def _guard(selection: Selection, encoder: TextEncoder) -> Guard:
-    return selection.guard(encoder, library(), Progress(), batch_size=BATCH, family=encoder.name)
+    return selection.guard(encoder, library(), Progress(), batch_size=encoder.batch, family=encoder.name)
 
 
 # -- a conditioning --------------------------------------------------------------------------------------------------

@@ -243,7 +243,7 @@ class SaveDirections:
         }
 
     def save(self, clip: Any, region: sr.Selection, prefix: str, overwrite: bool) -> dict[str, Any]:
-        from .encoder import BATCH, TextEncoder
+        from .encoder import TextEncoder
         from .progress import Progress
 
         paths = [files.new_path(prefix + choice.name) for choice in region.choices]
@@ -254,7 +254,11 @@ class SaveDirections:
             )
         encoder = TextEncoder.of(clip)
         compiled = files.library().directions(
-            [c.concept for c in region.choices], encoder, progress=Progress(), batch_size=BATCH, family=encoder.name
+            [c.concept for c in region.choices],
+            encoder,
+            progress=Progress(),
+            batch_size=encoder.batch,
+            family=encoder.name,
         )
         for directions, path in zip(compiled, paths, strict=True):
             directions.save(path)
