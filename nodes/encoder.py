@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,7 +35,15 @@ STATES = 64
 Tokens = Mapping[str, Any]
 Encode = Callable[[Tokens], tuple[Any, ...]]
 
-_known: WeakKeyDictionary[torch.nn.Module, dict[Any, tuple[Family, Fingerprint]]] = WeakKeyDictionary()
+
+class _Known(NamedTuple):
+    family: Family
+    fingerprint: Fingerprint
+    values: int
+    """Numbers in the conditioning of one short prompt."""
+
+
+_known: WeakKeyDictionary[torch.nn.Module, dict[Any, _Known]] = WeakKeyDictionary()
 
 
 class TextEncoder:
@@ -75,11 +83,11 @@ class TextEncoder:
     @property
     def family(self) -> Family:
         """The spaces of its conditionings."""
-        return self._probe()[0]
+        return self._probe().family
 
     def fingerprint(self) -> Fingerprint:
         """Taken once for every state of the encoder (layer, LoRA, hooks), from five short prompts."""
-        return self._probe()[1]
+        return self._probe().fingerprint
 
     @property
     def name(self) -> str:
@@ -96,7 +104,7 @@ class TextEncoder:
         patches = getattr(self.stage, "current_weight_patches_uuid", None)
         return options, patches, _hooks(self.stage), getattr(self._tokenize, "options", None)
 
-    def _probe(self) -> tuple[Family, Fingerprint]:
+    def _probe(self) -> _Known:
         seen = _known.setdefault(self.stage, {})
         state = self.state()
         if state not in seen:
@@ -104,7 +112,9 @@ class TextEncoder:
                 seen.clear()
             outputs = self._outputs(PROBES)
             family = Family.of(outputs, _reads_pooled(self.stage))
-            seen[state] = family, Fingerprint.from_conditioning(family.batch(outputs))
+            together = family.batch(outputs)
+            values = together.tokens[0].numel()
+            seen[state] = _Known(family, Fingerprint.from_conditioning(together), values)
         return seen[state]
 
     # -- encoding --------------------------------------------------------------------------------------------------
@@ -112,7 +122,7 @@ class TextEncoder:
     @property
     def batch(self) -> int:
         """Prompts to encode together, so that their conditionings fit into memory."""
-        return max(1, min(BATCH, VALUES // self([PROBES[1]]).tokens.numel()))
+        return max(1, min(BATCH, VALUES // self._probe().values))
 
     def __call__(self, prompts: list[str]) -> Conditioning:
         """One row a prompt."""
