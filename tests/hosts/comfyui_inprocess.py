@@ -1,0 +1,302 @@
+"""Run by ComfyUI's interpreter: its own PromptExecutor runs every case, and what reaches the networks is recorded.
+
+usage: comfyui_inprocess.py BASE_DIRECTORY [CASE...]    (in the checkout; the last line printed is JSON)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+base, *wanted = sys.argv[1:]
+sys.argv = ["main.py", "--cpu", "--base-directory", base]
+sys.path.insert(0, str(Path.cwd()))
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import utils.extra_config  # noqa: E402, F401, I001  (as main.py does: later another module takes that name)
+
+import comfy.cldm.cldm  # noqa: E402
+import comfy.utils  # noqa: E402
+import comfyui_cases as cases  # noqa: E402
+import execution  # noqa: E402
+import nodes  # noqa: E402
+import torch  # noqa: E402
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: E402
+
+torch.set_num_threads(1)
+Bits = str
+
+
+class Recorder:
+    """What reaches the UNet and the ControlNet as text, by the sampler's name of the conditioning, in its order."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.seen: dict[str, dict[Bits, torch.Tensor]] = {}
+        self.calls = 0
+        self._control: list[torch.Tensor] = []
+        unet, control = UNetModel.forward, comfy.cldm.cldm.ControlNet.forward
+
+        def unet_forward(net: Any, x: Any, timesteps: Any = None, context: Any = None, *args: Any, **kwargs: Any) -> Any:
+            self.take(context, kwargs["transformer_options"]["cond_or_uncond"])
+            return unet(net, x, timesteps, context, *args, **kwargs)
+
+        def control_forward(net: Any, x: Any, hint: Any, timesteps: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+            self._control.append(context.clone())
+            return control(net, x, hint, timesteps, context, *args, **kwargs)
+
+        UNetModel.forward, comfy.cldm.cldm.ControlNet.forward = unet_forward, control_forward
+
+    def take(self, context: torch.Tensor, order: list[int]) -> None:
+        self.calls += 1
+        for prefix, tensors in (("", [context]), ("control of ", self._control)):
+            for rows in tensors:
+                for name, part in zip((self.names[i] for i in order), rows.chunk(len(order)), strict=True):
+                    for row in part:
+                        self.seen.setdefault(prefix + name, {}).setdefault(bits(row), row.clone())
+        self._control = []
+
+    def start(self, names: tuple[str, ...]) -> None:
+        self.names, self.seen, self.calls = names, {}, 0
+
+
+class Kept:
+    """Every tensor that a node has returned, with its bits at that time."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[int, tuple[torch.Tensor, Bits]] = {}
+
+    def take(self, value: Any) -> None:
+        for tensor in tensors_of(value):
+            self.tensors.setdefault(id(tensor), (tensor, bits(tensor)))
+
+    def changed(self) -> int:
+        return sum(bits(tensor) != before for tensor, before in self.tensors.values())
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors_of(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_of(part)
+
+
+def bits(tensor: torch.Tensor) -> Bits:
+    data = tensor.detach().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(repr((tensor.dtype, tuple(tensor.shape))).encode() + data).hexdigest()[:16]
+
+
+def executor() -> execution.PromptExecutor:
+    server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_, **__: None)
+    return execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC)
+
+
+def start() -> Any:
+    """Load the nodes and write a ControlNet; the modules of the pack."""
+    asyncio.run(nodes.init_builtin_extra_nodes())
+    for name in ("microworld_sizes", "safe-region"):
+        if not asyncio.run(nodes.load_custom_node(f"{base}/custom_nodes/{name}")):
+            raise SystemExit(f"ComfyUI did not load {name}.")
+    controlnet(Path(base) / "models")
+    package = nodes.NODE_CLASS_MAPPINGS["SafeRegion"].__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.guards"), importlib.import_module(f"{package}.encoder")
+
+
+def controlnet(models: Path) -> None:
+    """A random ControlNet of the microworld's sizes."""
+    sizes = json.loads((models / "checkpoints" / "microworld.json").read_text(encoding="utf-8"))["unet"]
+    blocks = len(sizes["channel_mult"]) * sizes["num_res_blocks"]
+    changed = {
+        **sizes, "num_res_blocks": [sizes["num_res_blocks"]] * len(sizes["channel_mult"]), "hint_channels": 3,
+        "transformer_depth": [sizes["transformer_depth"]] * blocks, "transformer_depth_middle": 1,
+        "dtype": torch.float32,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    net = comfy.cldm.cldm.ControlNet(**changed, operations=comfy.ops.manual_cast)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    comfy.utils.save_torch_file(net.state_dict(), str(models / "controlnet" / "tiny.safetensors"))
+
+
+class Table:
+    """Runs cases and says what was seen."""
+
+    def __init__(self) -> None:
+        self.guards, self.encoder = start()
+        self.recorder, self.kept, self.executor = Recorder(), Kept(), executor()
+        outputs = self.executor.caches.outputs
+        keep = outputs.set
+
+        def remembered(node_id: str, value: Any) -> Any:
+            self.kept.take(value)
+            return keep(node_id, value)
+
+        outputs.set = remembered
+
+    def case(self, name: str) -> dict[str, dict[str, Any]]:
+        """For each kind of prompt and each guard: what was seen, its scores, and what became of the node cache."""
+        case = cases.CASES[name]
+        found: dict[str, dict[str, Any]] = {}
+        for kind in ("unsafe", "benign"):
+            self.kept.tensors.clear()
+            regions: list[list[Any]] = []
+            for guard in ("", *cases.GUARDS):
+                graph = cases.Graph(guard, getattr(case, kind), case.concepts, case.avoided)
+                case.build(graph)
+                told = self.run(graph, case)
+                if "error" not in told:
+                    regions = regions or self.regions(graph)
+                    told["scores"] = self.scores(regions, case)
+                found[f"{kind} {guard}".strip()] = told
+        return found
+
+    def run(self, graph: cases.Graph, case: cases.Case) -> dict[str, Any]:
+        self.recorder.start(case.names)
+        states = [] if graph.guard else [link[0] for link in graph.states]
+        self.executor.execute(graph.nodes, "test", {}, list(dict.fromkeys([graph.result, *states])))
+        status, said = self.executor.status_messages[-1]
+        if status != "execution_success":
+            return {"error": f"{said.get('node_type')}: {said.get('exception_message', status)}"}
+        return {
+            "latent": bits(self.value([graph.result, 0])["samples"]),
+            "seen": {name: list(rows) for name, rows in self.recorder.seen.items()},
+            "calls": self.recorder.calls,
+            "changed": self.kept.changed(),
+        }
+
+    def value(self, link: list[Any]) -> Any:
+        return self.executor.caches.outputs.get(link[0])[link[1]][0]
+
+    @torch.inference_mode()
+    def regions(self, graph: cases.Graph) -> list[list[Any]]:
+        """For each state of the text encoder its regions, one a concept, fitted where no guard node is."""
+        choose = nodes.NODE_CLASS_MAPPINGS["SafeRegion"]().choose
+        found = []
+        for link in graph.states:
+            encoder = self.encoder.TextEncoder.of(self.value(link))
+            found.append([self.guards.fit(choose(concept, 1.0, "project")[0], encoder) for concept in graph.concepts])
+        return found
+
+    @torch.inference_mode()
+    def scores(self, regions: list[list[Any]], case: cases.Case) -> dict[str, list[float]]:
+        """The core's score of every conditioning seen, in the regions of the state that made it; at most 0 is inside."""
+        return {
+            name: [
+                max(score(fitted, row) for fitted in regions[i if len(regions) > 1 else 0])
+                for i, row in enumerate(rows.values())
+            ]
+            for name, rows in self.recorder.seen.items()
+            if name.removeprefix("control of ") in case.guarded
+        }
+
+
+def score(fitted: Any, row: torch.Tensor) -> float:
+    c = fitted.family.conditioning(row.unsqueeze(0))
+    if c.movable is not None and not bool(c.movable.any()):
+        return -1e9
+    return max(float(region.score(c).max()) for region in fitted.guard.regions)
+
+
+class Siblings:
+    """Guarded and unguarded copies of one CLIP and one MODEL, called by hand: who has run before changes no bit."""
+
+    def __init__(self, table: Table) -> None:
+        kinds = nodes.NODE_CLASS_MAPPINGS
+        table.recorder.start(cases.Case(cases.plain).names)
+        self.model, self.clip = kinds["CheckpointLoaderSimple"]().load_checkpoint("microworld.safetensors")[:2]
+        self.region = kinds["SafeRegion"]().choose("fire.yaml", 1.0, "project")[0]
+        self.lora = lambda clip, s: kinds["LoraLoader"]().load_lora(self.model, clip, "styled.safetensors", 1.0, s)[1]
+        self.layer = lambda clip, n: kinds["CLIPSetLastLayer"]().set_last_layer(clip, n)[0]
+        self.encode = lambda clip, text=cases.UNSAFE: kinds["CLIPTextEncode"]().encode(clip, text)[0]
+        self.guard_clip = lambda clip: kinds["SafeRegionGuardCLIP"]().guard(clip, self.region)[0]
+        self.guard_model = lambda: kinds["SafeRegionGuardModel"]().guard(self.model, self.clip, False, self.region)[0]
+
+    def latent(self, model: Any, positive: Any) -> Bits:
+        empty = {"samples": torch.zeros(1, 4, 8, 8)}
+        negative = self.encode(self.clip, "")
+        sampled = nodes.KSampler().sample(model, 5, 3, 4.0, "euler", "normal", positive, negative, empty)[0]
+        return bits(sampled["samples"])
+
+    def text(self, clip: Any) -> Bits:
+        return bits(self.encode(clip)[0][0])
+
+    @torch.inference_mode()
+    def run(self) -> dict[str, list[Bits]]:
+        """By what was called, its results over the time; a dictionary of lists in which every list is of one value."""
+        found: dict[str, list[Bits]] = {}
+
+        def look(guards: dict[str, Any]) -> None:
+            encoders = {"": self.clip, "clip": guards["clip"]} if guards else {"": self.clip}
+            for name, clip in encoders.items():
+                variants = {"": clip, "lora ": self.lora(clip, 1.0), "layer ": self.layer(clip, -2)}
+                for kind, variant in variants.items():
+                    found.setdefault(f"{kind}text {name}".strip(), []).append(self.text(variant))
+            models = {"": self.model, **({"model": guards["model"]} if guards else {})}
+            for name, model in models.items():
+                found.setdefault(f"latent {name}".strip(), []).append(self.latent(model, self.encode(self.clip)))
+
+        look({})
+        guards = {"clip": self.guard_clip(self.clip), "model": self.guard_model()}
+        for _ in range(2):
+            look(guards)
+        comfy.model_management.unload_all_models()
+        look(guards)
+        look({})
+        clones = {"clip": guards["clip"].clone().clone(), "model": guards["model"].clone()}
+        look(clones)
+        guarded = self.guard_clip(self.clip)
+        found["text clip"].append(bits(guarded.encode_from_tokens(guarded.tokenize(cases.UNSAFE))))
+        scheduled = guarded.encode_from_tokens_scheduled(guarded.tokenize(cases.UNSAFE))
+        found["text clip"].append(bits(scheduled[0][0]))
+        return found
+
+
+def side_by_side(table: Table) -> dict[str, list[Bits]]:
+    """Guarded and unguarded samplers in one workflow, in both orders; by guard, latents (unguarded, guarded)."""
+    case = cases.CASES["KSampler"]
+    found: dict[str, list[Bits]] = {}
+    for guard in cases.GUARDS:
+        for turn in (False, True):
+            graph = cases.Graph(guard, case.unsafe)
+            results = []
+            for on in (turn, not turn):
+                graph.guard = guard if on else ""
+                case.build(graph)
+                results.append((on, graph.result))
+            table.recorder.start(case.names)
+            table.executor = executor()
+            table.executor.execute(graph.nodes, "test", {}, [number for _, number in results])
+            for on, number in results:
+                latent = bits(table.value([number, 0])["samples"])
+                found.setdefault(f"{guard} {'guarded' if on else 'unguarded'}", []).append(latent)
+    return found
+
+
+def main() -> None:
+    table = Table()
+    extras = {"siblings": lambda: Siblings(table).run(), "side by side": lambda: side_by_side(table)}
+    found = {}
+    for name in wanted or (*cases.CASES, *extras):
+        try:
+            found[name] = extras[name]() if name in extras else table.case(name)
+        except Exception:
+            found[name] = {"failed": traceback.format_exc()}
+    print(json.dumps(found))
+
+
+main()
