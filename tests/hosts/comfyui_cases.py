@@ -13,7 +13,7 @@ NEGATIVE = "a blue house on fire"
 LONG = "highly detailed, very calm, a quiet day, nice and simple, " * 5
 FULL = f"{LONG}very calm, nice, "
 """75 tokens, so that what follows is in the second chunk."""
-STEPS, GUIDANCE = 3, 4.0
+STEPS, GUIDANCE = 2, 4.0
 
 Link = list[Any]
 
@@ -80,7 +80,8 @@ class Graph:
         if self.guard == "conditioning":
             for region in self.regions():
                 found = [
-                    self.add("SafeRegionGuardConditioning", 2, conditioning=c, clip=clip, region=region)[0] for c in found
+                    self.add("SafeRegionGuardConditioning", 2, conditioning=c, clip=clip, region=region)[0]
+                    for c in found
                 ]
         if self.guard == "model":
             for region in self.regions():
@@ -94,9 +95,7 @@ class Graph:
         model, (positive,) = self.ready(clip, positive)
         self.ksampler(model, positive, self.negative(), latent, **changed)
 
-    def ksampler(
-        self, model: Link, positive: Link, negative: Link, latent: Link | None = None, **changed: Any
-    ) -> None:
+    def ksampler(self, model: Link, positive: Link, negative: Link, latent: Link | None = None, **changed: Any) -> None:
         wanted = {
             "seed": 5, "steps": STEPS, "cfg": GUIDANCE, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
             "latent_image": latent or self.latent(), **changed,
@@ -178,7 +177,7 @@ def hooks(schedule: bool, after: bool) -> Callable[[Graph], None]:
     def build(g: Graph) -> None:
         lora = g.one("CreateHookLora", lora_name="styled.safetensors", strength_model=0.0, strength_clip=1.0)
         first = g.one("CreateHookKeyframe", strength_mult=1.0, start_percent=0.0)
-        frames = g.one("CreateHookKeyframe", strength_mult=0.5, start_percent=0.4, prev_hook_kf=first)
+        frames = g.one("CreateHookKeyframe", strength_mult=0.5, start_percent=0.3, prev_hook_kf=first)
         lora = g.one("SetHookKeyframes", hooks=lora, hook_kf=frames)
         clip = g.guarded(g.clip) if after else g.clip
         clip = g.one("SetClipHooks", clip=clip, apply_to_conds=True, schedule_clip=schedule, hooks=lora)
@@ -386,16 +385,14 @@ CASES: dict[str, Case] = {
     "SamplerCustom": Case(sampler_custom),
     "BasicGuider": Case(basic_guider, names=("positive",)),
     "CFGGuider": Case(cfg_guider),
-    "DualCFGGuider": Case(
-        dual_cfg_guider, names=("negative", "middle", "positive"), guarded=("positive", "middle")
-    ),
-    "PerpNegGuider": Case(
-        perp_neg_guider, names=("positive", "negative", "empty"), guarded=("positive", "empty")
-    ),
+    "DualCFGGuider": Case(dual_cfg_guider, names=("negative", "middle", "positive"), guarded=("positive", "middle")),
+    "PerpNegGuider": Case(perp_neg_guider, names=("positive", "negative", "empty"), guarded=("positive", "empty")),
     "negative prompt guarded": Case(negative_too, guarded=_ALL),
     "negative prompt guarded, benign": Case(negative_too, guarded=_ALL, avoided="a blue house"),
     "two guards": Case(plain, unsafe=_LIGHTNING, concepts=("fire.yaml", "lightning.yaml"), same=False),
-    "weights": Case(plain, unsafe="a (burning:1.4) red house in a (meadow:0.8)", benign="a (red:1.4) house in a [meadow]"),
+    "weights": Case(
+        plain, unsafe="a (burning:1.4) red house in a (meadow:0.8)", benign="a (red:1.4) house in a [meadow]"
+    ),
     "weights that lift": Case(plain, unsafe="a red house, (in flames:1.6)", benign="a red house, (in rain:1.6)"),
     "long prompt": Case(plain, unsafe=f"{UNSAFE}, {LONG}", benign=f"{BENIGN}, {LONG}"),
     "long prompt, second chunk": Case(plain, unsafe=FULL + UNSAFE, benign=FULL + BENIGN),

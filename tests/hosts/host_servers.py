@@ -51,12 +51,14 @@ class Host:
             "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
         }  # fmt: skip
 
-    def run(self, script: Path, *arguments: object, timeout: float = 600, **environment: object) -> str:
+    def run(
+        self, script: Path, *arguments: object, timeout: float = 600, stdin: str | None = None, **environment: object
+    ) -> str:
         """What a script prints when the host's own interpreter runs it in the checkout."""
         done = subprocess.run(
             [str(self.python), str(script), *map(str, arguments)],
             cwd=self.root, env={**self.environment(), **{k: str(v) for k, v in environment.items()}},
-            capture_output=True, text=True, timeout=timeout,
+            capture_output=True, text=True, timeout=timeout, input=stdin,
         )  # fmt: skip
         if done.returncode:
             raise HostError(f"{script.name} failed in {self.name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -162,15 +164,30 @@ class ComfyUI(Server):
 
     def run(self, graph: Mapping[str, Mapping[str, Any]], timeout: float = 300) -> dict[str, Any]:
         """Runs a workflow in API form; its outputs by node id."""
-        number = self.post_json("/prompt", {"prompt": graph})["prompt_id"]
+        return self.outputs(self.queue(graph), timeout)
+
+    def queue(self, graph: Mapping[str, Mapping[str, Any]]) -> str:
+        """Puts a workflow into the queue; its number."""
+        return str(self.post_json("/prompt", {"prompt": graph})["prompt_id"])
+
+    def outputs(self, number: str, timeout: float = 300) -> dict[str, Any]:
+        """Outputs by node id of a workflow in the queue."""
+        done = self.history(number, timeout)
+        if done["status"]["status_str"] != "success":
+            raise HostError(f"{done['status']['messages']}\n{self.log_tail()}")
+        return dict(done["outputs"])
+
+    def messages(self, graph: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What ComfyUI tells of a workflow, by kind: execution_cached, execution_error, execution_success."""
+        return dict(self.history(self.queue(graph), 300)["status"]["messages"])
+
+    def history(self, number: str, timeout: float) -> dict[str, Any]:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             done = self.get_json(f"/history/{number}").get(number)
             if done is not None:
-                if done["status"]["status_str"] != "success":
-                    raise HostError(f"{done['status']['messages']}\n{self.log_tail()}")
-                return dict(done["outputs"])
-            time.sleep(0.1)
+                return dict(done)
+            time.sleep(0.05)
         raise HostError(f"ComfyUI did not finish within {timeout:.0f} s:\n{self.log_tail()}")
 
     def pictures(self, output: Mapping[str, Any]) -> np.ndarray:

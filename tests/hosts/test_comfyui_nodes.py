@@ -14,10 +14,11 @@ import torch
 from comfyui_cases import CASES, GUARDS
 from host_servers import Host
 
-from saferegion import load_directions
+from saferegion import SafeRegion, load_directions
 from saferegion.fingerprint import Fingerprint
 from saferegion.library import Library
 from saferegion.microworld import DATA, MicroWorld, neutral_prompts
+from saferegion.microworld.prompts import SETS
 
 HERE = Path(__file__).parent
 TABLE = pytest.mark.parametrize(("case", "guard"), [(c, g) for c in CASES for g in GUARDS])
@@ -118,6 +119,8 @@ def test_comfyui_compiles_the_directions_that_the_core_compiles(
     theirs = min((d for d in files if d.encoder), key=lambda d: d.encoder.distance(encoder))
     assert theirs.recipe == ours.recipe and theirs.encoder.distance(encoder) < 1e-2
     a, b = ours.spaces["tokens"], theirs.spaces["tokens"]
-    assert float(torch.cosine_similarity(a.normal, b.normal).min()) > 0.999
-    assert float(torch.cosine_similarity(a.shift, b.shift).min()) > 0.999
-    assert torch.allclose(a.threshold, b.threshold, atol=0.05)
+    assert float(torch.cosine_similarity(a.normal, b.normal).min()) > 0.99
+    assert float(torch.cosine_similarity(a.shift, b.shift).min()) > 0.99
+    prompts = world.encode([p.prompt for name in ("explicit", "benign", "neighbours") for p in SETS[name]()])
+    outside = [SafeRegion([d]).score(prompts).amax(1) > 0 for d in (ours, theirs)]
+    assert float((outside[0] == outside[1]).float().mean()) >= 0.99

@@ -1,6 +1,7 @@
 """Test-only: teaches ComfyUI the sizes of an exported microworld, so that its own CheckpointLoaderSimple loads it.
 
 ComfyUI knows the widths of Stable Diffusion 1.x by heart; here they come from the `.json` beside the checkpoint.
+Two nodes give what no good node gives: broken conditionings, and text where a choice of a list is expected.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import folder_paths
-
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+import torch
 
 
 def _sizes() -> dict[str, Any]:
@@ -65,6 +65,65 @@ class MicroVAE(comfy.sd.VAE):
             config = {"params": {"embed_dim": sizes.pop("embed_dim"), "ddconfig": sizes}}
         super().__init__(sd=sd, device=device, config=config, dtype=dtype, **rest)
 
+
+class Anything(str):
+    """An output type that every input takes."""
+
+    def __ne__(self, _: object) -> bool:
+        return False
+
+
+class AnyText:
+    RETURN_TYPES = (Anything("*"),)
+    FUNCTION = "give"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"text": ("STRING", {})}}
+
+    def give(self, text: str) -> tuple[str]:
+        return (text,)
+
+
+class BrokenConditioning:
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "give"
+    CATEGORY = "test"
+    KINDS = (
+        "NaN", "infinite", "no tensor", "text for a tensor", "empty", "no pairs", "pooled None", "no pooled", "pooled of rank 3",
+        "wider", "rank 2", "integers", "another key",
+    )  # fmt: skip
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning": ("CONDITIONING", {}), "kind": (list(cls.KINDS), {})}}
+
+    def give(self, conditioning: Any, kind: str) -> tuple[Any]:
+        (tensor, options), *_ = conditioning
+        spoilt = tensor.clone()
+        spoilt[0, 5, 5] = float("inf") if kind == "infinite" else float("nan")
+        without = {k: v for k, v in options.items() if k != "pooled_output"}
+        return (
+            {
+                "NaN": [[spoilt, options]],
+                "infinite": [[spoilt, options]],
+                "no tensor": [[None, options]],
+                "text for a tensor": [["a red house", options]],
+                "empty": [],
+                "no pairs": [tensor],
+                "pooled None": [[tensor, {**options, "pooled_output": None}]],
+                "no pooled": [[tensor, without]],
+                "pooled of rank 3": [[tensor, {**options, "pooled_output": tensor}]],
+                "wider": [[torch.cat([tensor, tensor], 2), options]],
+                "rank 2": [[tensor[0], options]],
+                "integers": [[tensor.long(), options]],
+                "another key": [[tensor, {**options, "conditioning_of_another": tensor}]],
+            }[kind],
+        )
+
+
+NODE_CLASS_MAPPINGS = {"TestAnyText": AnyText, "TestBrokenConditioning": BrokenConditioning}
 
 comfy.supported_models.models.append(MicroWorld)
 comfy.sd.VAE = MicroVAE
