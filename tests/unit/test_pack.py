@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -79,7 +80,7 @@ def messages(value: Any) -> Iterator[str]:
         yield value
 
 
-# -- nodes ---------------------------------------------------------------------------------------------------------------
+# -- nodes -------------------------------------------------------------------------------------------------------------
 
 
 def test_there_are_eight_nodes_and_each_says_what_it_is_for(pack: ModuleType) -> None:
@@ -136,7 +137,7 @@ def test_a_language_is_not_a_copy_of_another(language: str) -> None:
     assert locale(language, "main")["nodeCategories"].keys() == locale("en", "main")["nodeCategories"].keys()
 
 
-# -- help ----------------------------------------------------------------------------------------------------------------
+# -- help --------------------------------------------------------------------------------------------------------------
 
 
 def page(name: str, language: str) -> str:
@@ -147,7 +148,7 @@ def page(name: str, language: str) -> str:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_node_has_a_help_page_that_names_all_inputs_and_outputs(pack: ModuleType, language: str) -> None:
-    for name, node in pack.NODE_CLASS_MAPPINGS.items():
+    for name in pack.NODE_CLASS_MAPPINGS:
         text, said = page(name, language), locale(language, "nodeDefs")[name]
         assert text.startswith(f"# {said['display_name']}\n")
         assert text.count("\n## ") == 4, name  # inputs, outputs, an example, limits
@@ -163,7 +164,7 @@ def test_there_is_no_help_for_nodes_that_are_not_there(pack: ModuleType) -> None
     assert pack.WEB_DIRECTORY == "./web"
 
 
-# -- example workflows ---------------------------------------------------------------------------------------------------
+# -- example workflows -------------------------------------------------------------------------------------------------
 
 
 def workflow(name: str) -> dict[str, Any]:
@@ -212,16 +213,15 @@ def test_a_workflow_is_laid_out_for_reading(name: str) -> None:
     for node in graph["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
         boxes[node["id"]] = (x, y - 30, x + width, y + height)  # the title stands above the position
-    pairs = [(a, b) for a in boxes for b in boxes if a < b]
-    for a, b in pairs:
-        (l, t, r, u), (m, v, s, w) = boxes[a], boxes[b]
-        assert r <= m or s <= l or u <= v or w <= t, f"nodes {a} and {b} overlap"
-    assert graph["groups"] and any(n["type"] in ("Note", "MarkdownNote") for n in graph["nodes"])
-    for box in boxes.values():
-        groups = [g["bounding"] for g in graph["groups"]]
-        assert any(
-            g[0] <= box[0] and g[1] <= box[1] and box[2] <= g[0] + g[2] and box[3] <= g[1] + g[3] for g in groups
-        )
+    for a, b in itertools.combinations(boxes, 2):
+        one, other = boxes[a], boxes[b]
+        beside = one[2] <= other[0] or other[2] <= one[0]
+        assert beside or one[3] <= other[1] or other[3] <= one[1], f"nodes {a} and {b} overlap"
+    assert any(n["type"] in ("Note", "MarkdownNote") for n in graph["nodes"])
+    groups = [(x, y, x + width, y + height) for x, y, width, height in (g["bounding"] for g in graph["groups"])]
+    for name, box in boxes.items():
+        inside = [g for g in groups if g[0] <= box[0] and g[1] <= box[1] and box[2] <= g[2] and box[3] <= g[3]]
+        assert len(inside) == 1, f"node {name} is not in one group"
 
 
 def test_the_first_workflow_needs_one_node_and_no_region() -> None:
@@ -230,7 +230,7 @@ def test_the_first_workflow_needs_one_node_and_no_region() -> None:
     assert all(i["link"] is None for i in ours[0]["inputs"] if i["name"] == "region")
 
 
-# -- install.py and the registry -----------------------------------------------------------------------------------------
+# -- install.py and the registry ---------------------------------------------------------------------------------------
 
 
 def install() -> ModuleType:
