@@ -101,7 +101,7 @@ class SafeRegionNode:
         if concept == BUNDLED:
             chosen: list[Any] = list(bundled())
         else:
-            chosen = [read(concept) if concept in files.saved() else concept]
+            chosen = [concept if concept in sr.Library().names() else read(concept)]
         return ((region or sr.Selection()).add(*(sr.Choice(c, strength, mode) for c in chosen)),)
 
 
