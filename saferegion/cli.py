@@ -417,6 +417,24 @@ def bench_speed(
     _bench_result(result, benchmark.tables, path, as_json)
 
 
+@bench_app.command("language")
+def bench_language(
+    prompts: Annotated[Path, typer.Option(help="Folder with coco_dev.csv, i2p_dev.csv and ring_a_bell_dev.csv.")],
+    concept: Annotated[list[str] | None, typer.Option("--concept", "-c", help="Concepts (default: all)")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the figures as a PNG.")] = None,
+    path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures as JSON.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the recipes find in prompts nobody here wrote, on a real language encoder."""
+    from .bench import language as benchmark
+
+    with progress("reading prompts") as told:
+        result = benchmark.run(prompts, concept, progress=told)
+    if plot is not None:
+        benchmark.plot(result, plot)
+    _bench_result(result, benchmark.tables, path, as_json)
+
+
 def _bench_result(
     result: dict[str, Any], tables: Callable[[dict[str, Any]], list[Table]], path: Path | None, as_json: bool
 ) -> None:

@@ -1,15 +1,16 @@
 """Run by ComfyUI's interpreter, in its checkout: what the node pack costs there. The last line printed is JSON.
 
-usage: bench_comfyui.py BASE_DIRECTORY CHECKPOINT_NAME RECIPE_NAME [STEPS] [ROUNDS] [SIZE] [NEUTRAL]
+usage: bench_comfyui.py BASE_DIRECTORY CHECKPOINT_NAME [STEPS] [ROUNDS] [SIZE] [NEUTRAL]
 
 BASE_DIRECTORY is one that ComfyUI serves from, with this pack in custom_nodes; CHECKPOINT_NAME lies in its
-models/checkpoints and RECIPE_NAME in its models/safe_region. NEUTRAL: so many neutral prompts only (0: all). Sampling and
-guard are timed in one run, compiling and bare batched encoding of the same prompts in turn.
+models/checkpoints. NEUTRAL: so many neutral prompts only (0: all). The concept is "burning", which even an encoder of
+random weights can tell. Sampling and guard are timed in one run, compiling and bare batched encoding in turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-base, checkpoint, recipe, *rest = sys.argv[1:]
+base, checkpoint, *rest = sys.argv[1:]
 steps, rounds, size, most = (int(v) for v in [*rest, *("20", "5", "64", "0")[len(rest) :]])
 sys.argv = ["main.py", "--cpu", "--base-directory", base]
 sys.path.insert(0, str(Path.cwd()))
@@ -33,6 +34,9 @@ import nodes  # noqa: E402
 import torch  # noqa: E402
 
 logging.disable(logging.WARNING)
+NOUNS = "house car tree boat chair tower bridge garden horse lamp piano street".split()
+COLOURS = "red blue green yellow grey purple pink orange".split()
+PAIRS = [(f"a burning {c} {n}", f"a {c} {n}") for c in COLOURS for n in NOUNS]
 PACK = next(p for p in (Path(base) / "custom_nodes").iterdir() if (p / "saferegion").is_dir())
 
 
@@ -45,6 +49,12 @@ def load_packs() -> float:
     if not asyncio.run(nodes.load_custom_node(str(PACK))):
         raise SystemExit("The pack did not load.")
     return time.process_time() - start
+
+
+def module(name: str) -> object:
+    """A module of the pack, as ComfyUI has named it."""
+    pack = nodes.NODE_CLASS_MAPPINGS["SafeRegion"].__module__.rsplit(".", 2)[0]
+    return importlib.import_module(f"{pack}.{name}")
 
 
 def evaluations(model: object) -> tuple[object, list[int]]:
@@ -70,7 +80,7 @@ def sampling(model, clip, region) -> dict[str, float]:
     counts: dict[bool, int] = {}
     plain, calls = evaluations(model)
     guarded = node.guard(plain, clip, False, region)[0]
-    guards = sys.modules[type(next(iter(guarded.wrappers["prepare_sampling"]["safe_region"]))).__module__]
+    guards = module("nodes.guards")
     inner, spent = guards.SamplingGuard.guarded, []
 
     def timed(self, *arguments):
@@ -107,13 +117,8 @@ def sampling(model, clip, region) -> dict[str, float]:
 
 def compiling(clip) -> dict[str, float]:
     """Compiling one recipe against the encoder's own batches of the same rows, in turn."""
-    node = nodes.NODE_CLASS_MAPPINGS["SafeRegion"]
-    pack = sys.modules[node.__module__.rsplit(".", 2)[0]].__name__
-    core = sys.modules[f"{pack}.saferegion"]
-    __import__(f"{pack}.nodes.encoder")
-    encoding = sys.modules[f"{pack}.nodes.encoder"]
-    files = sys.modules[f"{pack}.nodes.files"]
-    concept = files.library().find(recipe.removesuffix(".yaml"))
+    encoding, files, core = module("nodes.encoder"), module("nodes.files"), module("saferegion")
+    concept = core.Concept.from_pairs("burning", PAIRS)
     neutral = list(files.library().neutral())
     neutral = neutral[: most or None]
     prompts = [p for pair in concept.pairs for p in pair] + list(concept.neutral) + neutral
@@ -147,7 +152,11 @@ def main() -> None:
     model, clip = nodes.CheckpointLoaderSimple().load_checkpoint(checkpoint)[:2]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["SAFE_REGION_CACHE"] = cache
-        region = nodes.NODE_CLASS_MAPPINGS["SafeRegion"]().choose(recipe, 1.0, "project")[0]
+        core = module("saferegion")
+        encoder = module("nodes.encoder").TextEncoder.of(clip)
+        neutral = list(module("nodes.files").library().neutral())[: most or None]
+        directions = core.compile(core.Concept.from_pairs("burning", PAIRS), encoder, neutral)
+        region = core.Selection().add(core.Choice(directions))
         found = {
             "checkpoint": checkpoint,
             "threads": torch.get_num_threads(),
