@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ POOLED = "pooled_output"
 CONTROLNET = ("cross_attn_controlnet", "pooled_output_controlnet")
 GLIGEN = "gligen"
 REFERENCE = "reference_latents_text_embeds"
+
+SHOWN = 4
+"""Last prompts of which a guarded CLIP shows what was done: one positive and one negative at least."""
 
 Tell = Callable[[str], None]
 """Takes the report of what was guarded, as text."""
@@ -155,6 +159,7 @@ class ClipGuard:
         self._inner: Encode = clip.patcher.get_model_object("encode_token_weights")
         self._stage, self._tokenize = clip.cond_stage_model, tokenizing(clip)
         self._fitted: dict[Any, Fitted] = {}
+        self._said: deque[str] = deque(maxlen=SHOWN)
 
     def encoder(self) -> TextEncoder:
         return TextEncoder(self._stage, self.safe_region_unguarded, self._tokenize)
@@ -181,7 +186,8 @@ class ClipGuard:
         embedded, pooled, extras = output(result)
         fitted = self.fitted()
         embedded, pooled, changed, report = fitted.family.guard(fitted.guard, embedded, pooled, extras)
-        self.tell(told([report] if report is not None else []))
+        self._said.append(told([report] if report is not None else []))
+        self.tell("\n".join(dict.fromkeys(self._said)))
         return (embedded, pooled, *([{**extras, **changed}, *result[3:]] if len(result) > 2 else []))
 
 
