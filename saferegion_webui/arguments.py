@@ -146,6 +146,8 @@ def _named(values: Sequence[Any]) -> dict[str, Any]:
         unknown = sorted(str(name) for name in given if name not in NAMES)
         if unknown:
             raise SafeRegionRefused(f"Safe Region: there is no argument {unknown[0]!r}; there are {', '.join(NAMES)}.")
+        if "enabled" not in given:
+            raise SafeRegionRefused("Safe Region: the object must say 'enabled': true or false.")
     else:
         if len(values) > len(NAMES):
             raise SafeRegionRefused(f"Safe Region takes {len(NAMES)} arguments at most; got {len(values)}.")

@@ -38,6 +38,7 @@ class Generation:
     arguments: Arguments = field(default_factory=Arguments)
     refusal: SafeRegionRefused | None = None
     seen: list[Seen] = field(default_factory=list)
+    outside: list[dict[str, float]] = field(default_factory=list)  # of each picture of a batch: concept -> distance
 
 
 _last: tuple[Any, weakref.ref[Any]] | None = None
@@ -139,7 +140,7 @@ def _guarded(
         where = ("negative " if negative else "") + ("hires prompt" if hires else "prompt")
         _tell(p, generation, guard, listed, seen, _texts(prompts, steps, hires_steps, negative), where)
         if not negative:
-            _note(p, conds, seen, hires)
+            _note(p, generation, conds, seen, hires)
     return schedules.rebuilt(conds, [made.get(id(s), s) if guarded else s for s, guarded in listed])
 
 
@@ -221,22 +222,22 @@ def describe(report: GuardReport, row: int, words: Sequence[str] | None = None) 
     return "; ".join(lines) or "inside the safe region, nothing was changed"
 
 
-def _note(p: Any, conds: Any, seen: Mapping[tuple[int, int], schedules.Moved], hires: bool) -> None:
+def _note(
+    p: Any, generation: Generation, conds: Any, seen: Mapping[tuple[int, int], schedules.Moved], hires: bool
+) -> None:
     """In each picture's parameters: which concepts its prompt was outside of, and how far."""
-    key = f"{KEY} moved"
-    before = p.extra_generation_params.get(key) if hires else None
-    notes = []
-    for i, parts in enumerate(conds.batch):
-        far: dict[str, float] = {}
+    if not hires or len(generation.outside) != len(conds.batch):
+        generation.outside = [{} for _ in conds.batch]
+    for far, parts in zip(generation.outside, conds.batch, strict=True):
+        own = {id(entry.cond) for part in parts for entry in part.schedules}
         for (cond, _), view in seen.items():
-            if view.moved and any(id(e.cond) == cond for part in parts for e in part.schedules):
+            if view.moved and cond in own:
                 for f in (f for r in view.report.reports for f in r.findings if f.prompt == view.row):
                     if f.before is not None and f.before > 0:
                         far[f.concept] = max(far.get(f.concept, 0.0), f.before)
-        text = ", ".join(f"{name} {value:+.1f}" for name, value in far.items()) or None
-        earlier = before[i] if isinstance(before, list) and i < len(before) else None
-        notes.append(text if not earlier or earlier == text else ", ".join(filter(None, (earlier, text))))
-    p.extra_generation_params[key] = notes
+    p.extra_generation_params[f"{KEY} moved"] = [
+        ", ".join(f"{name} {value:+.1f}" for name, value in far.items()) or None for far in generation.outside
+    ]
 
 
 def show_heat_maps(p: Any, processed: Any) -> None:

@@ -124,7 +124,7 @@ def _concepts(arguments: Arguments) -> list[tuple[str | Concept, Any]]:
 
 
 def _stamp(name: str) -> Any:
-    """The file that a concept is read from, with its size and time; its name where there is none."""
+    """The file that a concept is read from, with its size and time."""
     if Path(name).name != name:
         raise SafeRegionRefused(
             f"Safe Region: a concept is given by its name, not by a file; put the file into {user_folder()}."
@@ -136,7 +136,7 @@ def _stamp(name: str) -> Any:
             except OSError:
                 continue
             return (name, str(folder), suffix, known.st_size, known.st_mtime_ns)
-    return name
+    raise SafeRegionRefused(f"Safe Region: there is no concept {name!r}; there are {', '.join(concept_names())}.")
 
 
 @contextmanager

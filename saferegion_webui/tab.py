@@ -83,7 +83,7 @@ def make_concept(name: str, avoid: str, instead: str, sentences: str) -> str:
         "kind": concept.kind,
         "version": concept.version,
         "licence": NO_LICENCE,
-        "pairs": [list(pair) for pair in concept.pairs],
+        "pairs": [{"unsafe": unsafe, "safe": safe} for unsafe, safe in concept.pairs],
     }
     text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False)
 

@@ -24,6 +24,7 @@ PROJECT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
 import comfyui_files  # noqa: E402
+import webui_files  # noqa: E402
 from host_servers import ComfyUI, Host, WebUI  # noqa: E402
 
 from saferegion.microworld import MicroWorld, load  # noqa: E402
@@ -78,7 +79,7 @@ def comfyui_folder(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def webui_folder(webui_host: Host, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def webui_folder(webui_host: Host, world: MicroWorld, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory for the webui: the checkpoint with its configuration, this project as an extension."""
     data = tmp_path_factory.mktemp("webui")
     models, clip = data / "models" / "Stable-diffusion", data / "clip"
@@ -91,12 +92,10 @@ def webui_folder(webui_host: Host, exported: Path, tmp_path_factory: pytest.Temp
     (models / exported.name).symlink_to(exported)
     stock = (webui_host.root / "configs" / "v1-inference.yaml").read_text(encoding="utf-8")
     (models / f"{NAME}.yaml").write_text(_webui_config(stock, sizes, clip), encoding="utf-8")
-    (data / "config.json").write_text(json.dumps({"live_previews_enable": False}), encoding="utf-8")
+    settings = {"live_previews_enable": False, "sd_model_checkpoint": exported.name}
+    (data / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     (data / "extensions" / "safe-region").symlink_to(PROJECT)
-    concepts = data / "models" / "safe_region"
-    concepts.mkdir()
-    for name in ("fire", "lightning", "neutral"):
-        (concepts / f"{name}.yaml").symlink_to(PROJECT / "saferegion" / "microworld" / "data" / f"{name}.yaml")
+    webui_files.write(data, world, exported)
     return data
 
 
