@@ -2,8 +2,8 @@
 
 The classes are ComfyUI's own: tokenizers that put begin, end and padding tokens around a text and templates into which
 it goes, encoders that join, mask, cut and zero what their transformers give. Only the innermost parts are replaced:
-words are numbered by their hash, a transformer is a bag of words in which the words before (or around) a token show, and
-a diffusion network records what it is called with.
+words are numbered by their hash, a transformer is a bag of words in which the words before (or around) a token show,
+and a diffusion network records what it is called with.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _BEGIN_END: dict[str, tuple[int | None, int | None]] = {
     "lyrics": (261, None),
 }
 _SPECIAL = {
+    "t5": {"</s>": 1},
     "llama": {
         "<|start_header_id|>": 128006,
         "<|end_header_id|>": 128007,
@@ -57,10 +58,10 @@ class Words:
 
     def __init__(self, key: str) -> None:
         self.begin, self.end = _BEGIN_END[key]
-        self.special = next((s for name, s in _SPECIAL.items() if key.startswith(name)), {})
+        self.special = next((s for name, s in _SPECIAL.items() if name in key), {})
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        words = re.findall(r"<\|\w+\|>|\n+|\w+|[^\w\s]", text)
+        words = re.findall(r"<\|\w+\|>|</s>|\n+|\w+|[^\w\s]", text)
         around = [[] if t is None else [t] for t in (self.begin, self.end)]
         return {"input_ids": around[0] + [self._id(w) for w in words] + around[1]}
 
@@ -227,9 +228,7 @@ def network(model: type) -> tuple[comfy.model_patcher.ModelPatcher, Recorder, Te
     """A model of this class around a recorder, and an empty latent for it."""
     config = model(_config(model))
     latent = config.latent_format
-    recorder = Recorder(
-        latent.latent_channels, config.unet_config.get("in_dim") or config.unet_config["in_channels"]
-    )
+    recorder = Recorder(latent.latent_channels, config.unet_config.get("in_dim") or config.unet_config["in_channels"])
     weights = {"cc_projection.weight": torch.zeros(768, 772), "cc_projection.bias": torch.zeros(768)}
     for name in ("start", "total"):
         seconds = NumberConditioner(768, 0, 512).state_dict()

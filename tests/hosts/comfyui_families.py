@@ -1,52 +1,41 @@
 """Run by ComfyUI's interpreter: which text of which family the guards reach.
 
 usage: comfyui_families.py BASE_DIRECTORY PART RECIPE    (in the checkout; the last line printed is JSON)
-PART: families (every class of comfy.supported_models, around a network that records what it is called with),
-encoders (ComfyUI's real encoders with small random weights, in batches and one by one), or portable (the command
-line's encoders beside ComfyUI's, on the same weights).
+PART: sd3, or others (every other class of comfy.supported_models).
 SAFE_REGION_WIDE=1 keeps every width as it is; else those above a thousand are a quarter, but for Stable Diffusion 3.
 """
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import json
+import math
 import os
-import sys
 import time
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-base, part, recipe = sys.argv[1:]
-sys.argv = ["main.py", "--cpu", "--base-directory", base]
-sys.path.insert(0, str(Path.cwd()))
+from comfyui_pack import N, arguments, module  # isort: skip  (ComfyUI starts here)
 
-import comfy.options  # noqa: E402
+import comfy.sample
+import comfy.supported_models as supported
+import comfyui_bags as bags
+import torch
+from torch import Tensor
 
-comfy.options.enable_args_parsing()
+part, recipe = arguments
+guards, encoding = module("nodes.guards"), module("nodes.encoder")
+SafeRegionError = module("saferegion.errors").SafeRegionError
 
-import comfy.sample  # noqa: E402
-import comfy.supported_models as supported  # noqa: E402
-import comfyui_bags as bags  # noqa: E402
-import nodes  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-if not asyncio.run(nodes.load_custom_node(str(Path(base) / "custom_nodes" / "safe-region"))):
-    raise SystemExit("The pack did not load.")
-N = nodes.NODE_CLASS_MAPPINGS
-PACK = N["SafeRegionGuardCLIP"].__module__.removesuffix(".nodes.guarding")
-guards = importlib.import_module(f"{PACK}.nodes.guards")
-encoding = importlib.import_module(f"{PACK}.nodes.encoder")
-SafeRegionError = importlib.import_module(f"{PACK}.saferegion.errors").SafeRegionError
-
-UNSAFE = 'a burning house with "burning" on a sign'
 BENIGN = "a quiet house and a blue boat in a harbour, number 7"
-OTHER = 'a painted boat with "painted" on a lamp'
-CLIP_ROWS, CLIP_WIDTH = 77, 2048
+PROMPTS = {
+    "plain": ('a burning house with "burning" on a sign', 'a painted boat with "painted" on a lamp'),
+    "long": (
+        "a big red thing by the sea " * 25 + "and a burning house",
+        "a new blue cat in the fog " * 25 + "or my painted boat",
+    ),
+    "ended": ("a house </s> <|endoftext|> and a burning house", "a boat </s> <|endoftext|> or my painted boat"),
+}
+"""An unsafe prompt and another of the same length: of more than two chunks, and with end tokens typed into it."""
+CHUNK, CLIP_WIDTH = 77, 2048
 TEXT = {
     "context": ("tokens", "attention_mask", "text_embedding_mask"),
     "crossattn_controlnet": ("tokens",),
@@ -77,7 +66,9 @@ def sample(patcher: Any, recorder: bags.Recorder, latent: Tensor, positive: Any,
     comfy.sample.sample(
         patcher, noise, 2, 4.0, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=1
     )
-    first, last = ({k.removesuffix(".0"): v for k, v in seen.items()} for seen in recorder.seen[:: len(recorder.seen) - 1])
+    first, last = (
+        {k.removesuffix(".0"): v for k, v in seen.items()} for seen in recorder.seen[:: len(recorder.seen) - 1]
+    )
     if {k: v.shape for k, v in first.items()} != {k: v.shape for k, v in last.items()} or any(
         not torch.equal(v, last[k]) for k, v in first.items()
     ):
@@ -85,11 +76,11 @@ def sample(patcher: Any, recorder: bags.Recorder, latent: Tensor, positive: Any,
     return first
 
 
-def spaces(name: str, value: Tensor, two: bool) -> dict[str, Tensor]:
-    """A text tensor of the network as rows [T, D] of its spaces."""
+def spaces(name: str, value: Tensor, clip_rows: int) -> dict[str, Tensor]:
+    """A text tensor of the network as rows [T, D] of its spaces; of the first ``clip_rows`` rows where T5's follow."""
     space = TEXT[name][0]
-    if space == "tokens" and two:
-        clip, t5 = value[0, :CLIP_ROWS, :CLIP_WIDTH], value[0, CLIP_ROWS:]
+    if space == "tokens" and clip_rows:
+        clip, t5 = value[0, :clip_rows, :CLIP_WIDTH], value[0, clip_rows:]
         return {"clip": clip, **({"t5": t5} if len(t5) else {})}
     if value.ndim == 4:
         value = value.transpose(1, 2).flatten(1, 2)
@@ -105,7 +96,7 @@ def outside(directions: Any, rows: Tensor, which: Tensor) -> float:
     return float(far[which].max()) if bool(which.any()) else float("-inf")
 
 
-def audit(directions: dict[str, Any], plain: Seen, other: Seen, guarded: Seen) -> dict[str, Any]:
+def audit(directions: dict[str, Any], clip_rows: int, plain: Seen, other: Seen, guarded: Seen) -> dict[str, Any]:
     """Distances by space of the rows that differ between two prompts, before and after the guard."""
     far: dict[str, list[float]] = {}
     for name, value in plain.items():
@@ -113,9 +104,8 @@ def audit(directions: dict[str, Any], plain: Seen, other: Seen, guarded: Seen) -
             continue
         if name not in TEXT:
             raise SystemExit(f"'{name}' depends on the prompt and is not known to hold text.")
-        two = "clip" in directions
         masks = [plain[m][0].bool() for m in TEXT[name][1:] if m in plain]
-        before, after, elsewhere = (spaces(name, seen[name], two) for seen in (plain, guarded, other))
+        before, after, elsewhere = (spaces(name, seen[name], clip_rows) for seen in (plain, guarded, other))
         for space, rows in before.items():
             which = (rows != elsewhere[space]).any(-1)
             for mask in masks:
@@ -156,14 +146,15 @@ class Encoders:
         return name, *self.clips[name]
 
 
-def family(model: type, found: tuple[str, Any, Any]) -> dict[str, Any]:
+def family(model: type, found: tuple[str, Any, Any], first: bool) -> dict[str, Any]:
+    """What a class is given for every prompt; the first class of an encoder through every guard."""
     name, clip, fitted = found
     selection = region()
     patcher, recorder, latent = bags.network(model)
     directions = fitted.guard.regions[0].directions[0].spaces
     negative = encode(clip, "")
-    by_clip, = N["SafeRegionGuardCLIP"]().guard(clip, selection)
-    by_model, = N["SafeRegionGuardModel"]().guard(patcher, clip, False, selection)
+    (by_clip,) = N["SafeRegionGuardCLIP"]().guard(clip, selection)
+    (by_model,) = N["SafeRegionGuardModel"]().guard(patcher, clip, False, selection)
 
     def conditioning(text: str, encoder: Any = clip) -> Any:
         made = encode(encoder, text)
@@ -178,6 +169,8 @@ def family(model: type, found: tuple[str, Any, Any]) -> dict[str, Any]:
 
     def guarded(text: str) -> dict[str, Seen]:
         made = conditioning(text)
+        if not first:
+            return {"model": seen(made, by_model)}
         guard, report = N["SafeRegionGuardConditioning"]().guard(made, clip, selection)
         return {
             "model": seen(made, by_model),
@@ -185,14 +178,23 @@ def family(model: type, found: tuple[str, Any, Any]) -> dict[str, Any]:
             "clip": seen(conditioning(text, by_clip)),
         }
 
-    plain, other, benign = (seen(conditioning(text)) for text in (UNSAFE, OTHER, BENIGN))
-    unsafe, untouched = guarded(UNSAFE), guarded(BENIGN)
+    far, apart = {}, 0.0
+    for which, (unsafe, other) in PROMPTS.items():
+        if which != "plain" and not first:
+            continue
+        words = len(bags.Words("t5xxl")(unsafe)["input_ids"]) - 1
+        clip_rows = CHUNK * math.ceil(words / (CHUNK - 2)) if "clip" in directions else 0
+        plain, elsewhere = seen(conditioning(unsafe)), seen(conditioning(other))
+        reached = guarded(unsafe)
+        apart = max(apart, *(near(reached["model"], r) for r in reached.values()))
+        far[which] = audit(directions, clip_rows, plain, elsewhere, reached["model"])
+    benign = seen(conditioning(BENIGN))
     return {
         "encoder": name,
         "spaces": sorted(directions),
-        "far": {guard: audit(directions, plain, other, reached) for guard, reached in unsafe.items()},
-        "benign": {guard: same(benign, reached) for guard, reached in untouched.items()},
-        "apart": max(near(unsafe["model"], unsafe[guard]) for guard in unsafe),
+        "far": far,
+        "benign": {guard: same(benign, reached) for guard, reached in guarded(BENIGN).items()},
+        "apart": apart,
     }
 
 
@@ -200,11 +202,13 @@ def refusals(model: type, encoders: Encoders) -> dict[str, str]:
     """What is said where the CLIP of another family is connected to a network that reads pictures."""
     patcher, recorder, latent = bags.network(model)
     said = {}
-    width = {supported.Stable_Zero123: 772, supported.Hunyuan3Dv2: 1536, supported.Hunyuan3Dv2mini: 1536}.get(model, 1024)
+    width = {supported.Stable_Zero123: 772, supported.Hunyuan3Dv2: 1536, supported.Hunyuan3Dv2mini: 1536}.get(
+        model, 1024
+    )
     picture = [[torch.randn(1, 1, width, generator=torch.Generator().manual_seed(3)), {"pooled_output": None}]]
     for kind in (supported.SD15, supported.SD20):
         name, clip, _ = encoders(kind)
-        guarded, = N["SafeRegionGuardModel"]().guard(patcher, clip, False, region())
+        (guarded,) = N["SafeRegionGuardModel"]().guard(patcher, clip, False, region())
         try:
             sample(guarded, recorder, latent, picture, picture)
             said[name] = ""
@@ -218,10 +222,14 @@ def families() -> dict[str, Any]:
     encoders, found = Encoders(), {}
     for model in (m for m in supported.models if (m is supported.SD3) == (part == "sd3")):
         encoder = encoders(model)
-        found[model.__name__] = {"refused": refusals(model, encoders)} if encoder is None else family(model, encoder)
+        if encoder is None:
+            found[model.__name__] = {"refused": refusals(model, encoders)}
+        else:
+            first = all(f.get("encoder") != encoder[0] for f in found.values())
+            found[model.__name__] = family(model, encoder, first or model is supported.SD15)
     if part == "sd3":
-        found["SD3 without T5"] = family(supported.SD3, encoders(supported.SD3, False))
+        found["SD3 without T5"] = family(supported.SD3, encoders(supported.SD3, False), True)
     return {"families": found, "seconds": encoders.seconds}
 
 
-print(json.dumps({"families": families, "sd3": families}[part]()))
+print(json.dumps(families()))
