@@ -1,4 +1,4 @@
-"""Workflows in which a guard has to hold, as ComfyUI's API form; read by the tests and by ComfyUI's interpreter alike."""
+"""Workflows in which a guard has to hold, in ComfyUI's API form; for the tests and for ComfyUI's interpreter."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class Graph:
     def advanced(self, guider: Link) -> None:
         noise = self.one("RandomNoise", noise_seed=5)
         self.result = self.add(
-            "SamplerCustomAdvanced", 2, noise=noise, guider=guider, sampler=self.one("KSamplerSelect", sampler_name="euler"),
-            sigmas=self.sigmas(), latent_image=self.latent(),
+            "SamplerCustomAdvanced", 2, noise=noise, guider=guider, sigmas=self.sigmas(), latent_image=self.latent(),
+            sampler=self.one("KSamplerSelect", sampler_name="euler"),
         )[0][0]  # fmt: skip
 
     def sigmas(self) -> Link:
@@ -121,8 +121,8 @@ class Case:
         build: fills a graph.
         names: what the sampler calls its conditionings, in its own order.
         guarded: those of them that must be inside.
-        same: whether the three guards give the same bits. An average or a chain of prompts is another one before the guard
-            than after it, and only Guard CLIP sees each keyframe of a schedule with the encoder as it is then.
+        same: whether the three guards give the same bits. An average or a chain of prompts is another one before the
+            guard than after it, and only Guard CLIP sees each keyframe of a schedule with the encoder as it is then.
         control: whether a ControlNet reads texts too.
     """
 
@@ -137,7 +137,7 @@ class Case:
     control: bool = False
 
 
-# -- encoders that change before or after the guard -----------------------------------------------------------------------
+# -- encoders that change before or after the guard --------------------------------------------------------------------
 
 
 def plain(g: Graph) -> None:
@@ -188,7 +188,7 @@ def hooks(schedule: bool, after: bool) -> Callable[[Graph], None]:
     return build
 
 
-# -- conditionings that were changed --------------------------------------------------------------------------------------
+# -- conditionings that were changed -----------------------------------------------------------------------------------
 
 
 def area(g: Graph) -> None:
@@ -264,7 +264,7 @@ def controlnet(g: Graph) -> None:
     g.sample(clip, g.one("ControlNetApply", conditioning=text, control_net=net, image=hint, strength=1.0))
 
 
-# -- samplers --------------------------------------------------------------------------------------------------------------
+# -- samplers ----------------------------------------------------------------------------------------------------------
 
 
 def batch(g: Graph) -> None:

@@ -41,7 +41,8 @@ def lora(world: MicroWorld) -> dict[str, Tensor]:
         up = torch.randn(weight.shape[0], _RANK, generator=draw)
         up *= _SIZE * weight.detach().norm() / (up @ down).norm()
         key = "lora_te_text_model_" + name.removesuffix(".weight").replace(".", "_")
-        found |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down, f"{key}.alpha": torch.tensor(float(_RANK))}
+        found |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+        found[f"{key}.alpha"] = torch.tensor(float(_RANK))
     return found
 
 

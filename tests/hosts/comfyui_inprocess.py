@@ -48,13 +48,13 @@ class Recorder:
         self._control: list[torch.Tensor] = []
         unet, control = UNetModel.forward, comfy.cldm.cldm.ControlNet.forward
 
-        def unet_forward(net: Any, x: Any, timesteps: Any = None, context: Any = None, *args: Any, **kwargs: Any) -> Any:
+        def unet_forward(net: Any, x: Any, timesteps: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
             self.take(context, kwargs["transformer_options"]["cond_or_uncond"])
             return unet(net, x, timesteps, context, *args, **kwargs)
 
-        def control_forward(net: Any, x: Any, hint: Any, timesteps: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        def control_forward(net: Any, *args: Any, context: Any, **kwargs: Any) -> Any:
             self._control.append(context.clone())
-            return control(net, x, hint, timesteps, context, *args, **kwargs)
+            return control(net, *args, context=context, **kwargs)
 
         UNetModel.forward, comfy.cldm.cldm.ControlNet.forward = unet_forward, control_forward
 
@@ -194,7 +194,7 @@ class Table:
 
     @torch.inference_mode()
     def scores(self, regions: list[list[Any]], case: cases.Case) -> dict[str, list[float]]:
-        """The core's score of every conditioning seen, in the regions of the state that made it; at most 0 is inside."""
+        """The core's score of every conditioning seen, in the regions of the state that made it; 0 is the border."""
         return {
             name: [
                 max(score(fitted, row) for fitted in regions[i if len(regions) > 1 else 0])

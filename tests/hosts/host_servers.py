@@ -140,13 +140,13 @@ class Server:
     def get_json(self, path: str) -> Any:
         return json.loads(self.get(path))
 
-    def post_json(self, path: str, body: object, timeout: float = 300) -> Any:
-        """The JSON answer to a JSON request; HostError with the host's own words and its log if it refuses."""
+    def post_json(self, path: str, body: object, timeout: float = 300, answer: bool = True) -> Any:
+        """The JSON answer to a JSON request, if it has one; HostError with the host's words and log if it refuses."""
         url, head = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
         request = urllib.request.Request(url, json.dumps(body).encode(), head)
         try:
-            with _opener.open(request, timeout=timeout) as answer:
-                return json.loads(answer.read())
+            with _opener.open(request, timeout=timeout) as reply:
+                return json.loads(reply.read()) if answer else None
         except urllib.error.HTTPError as error:
             words = error.read().decode(errors="replace")
             raise HostError(f"{path} answered {error.code}: {words}\n{self.log_tail()}") from error

@@ -90,19 +90,19 @@ class BrokenConditioning:
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "give"
     CATEGORY = "test"
-    KINDS = (
-        "NaN", "infinite", "no tensor", "text for a tensor", "empty", "no pairs", "pooled None", "no pooled", "pooled of rank 3",
-        "wider", "rank 2", "integers", "another key",
+    HOW = (
+        "NaN", "infinite", "no tensor", "text for a tensor", "empty", "no pairs", "pooled None", "no pooled",
+        "pooled of rank 3", "wider", "rank 2", "integers", "another key",
     )  # fmt: skip
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"conditioning": ("CONDITIONING", {}), "kind": (list(cls.KINDS), {})}}
+        return {"required": {"conditioning": ("CONDITIONING", {}), "how": (list(cls.HOW), {})}}
 
-    def give(self, conditioning: Any, kind: str) -> tuple[Any]:
+    def give(self, conditioning: Any, how: str) -> tuple[Any]:
         (tensor, options), *_ = conditioning
         spoilt = tensor.clone()
-        spoilt[0, 5, 5] = float("inf") if kind == "infinite" else float("nan")
+        spoilt[0, 5, 5] = float("inf") if how == "infinite" else float("nan")
         without = {k: v for k, v in options.items() if k != "pooled_output"}
         return (
             {
@@ -119,7 +119,7 @@ class BrokenConditioning:
                 "rank 2": [[tensor[0], options]],
                 "integers": [[tensor.long(), options]],
                 "another key": [[tensor, {**options, "conditioning_of_another": tensor}]],
-            }[kind],
+            }[how],
         )
 
 
