@@ -181,10 +181,10 @@ def _without_weights(size: Callable[[int], int]) -> Iterator[None]:
         sd1_clip.SDTokenizer.__init__, sd1_clip.SDClipModel.__init__ = tokenizer, model
 
 
-def target(model: type, t5: bool = True) -> ClipTarget | None:
+def target(model: type) -> ClipTarget | None:
     """The tokenizer and text encoder that belong to a class of comfy.supported_models; None: it reads no text."""
     if model is supported.SD3:
-        return ClipTarget(sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(t5=t5))
+        return ClipTarget(sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip())
     if model is supported.HiDream:
         return ClipTarget(hidream.HiDreamTokenizer, hidream.hidream_clip())
     return model(_config(model)).clip_target(state_dict={})

@@ -131,11 +131,11 @@ class Encoders:
         self.clips: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, model: type, t5: bool = True) -> tuple[str, Any] | None:
-        found = bags.target(model, t5)
+    def __call__(self, model: type) -> tuple[str, Any, Any] | None:
+        found = bags.target(model)
         if found is None:
             return None
-        name = f"{found.tokenizer.__name__} {found.clip.__name__.rstrip('_')}" + ("" if t5 else " without T5")
+        name = f"{found.tokenizer.__name__} {found.clip.__name__.rstrip('_')}"
         if name not in self.clips:
             start = time.perf_counter()
             narrow = 1 if os.environ.get("SAFE_REGION_WIDE") or model is supported.SD3 else 4
@@ -227,8 +227,6 @@ def families() -> dict[str, Any]:
         else:
             first = all(f.get("encoder") != encoder[0] for f in found.values())
             found[model.__name__] = family(model, encoder, first or model is supported.SD15)
-    if part == "sd3":
-        found["SD3 without T5"] = family(supported.SD3, encoders(supported.SD3, False), True)
     return {"families": found, "seconds": encoders.seconds}
 
 
