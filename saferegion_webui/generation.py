@@ -215,7 +215,8 @@ def describe(report: GuardReport, row: int, words: Sequence[str] | None = None) 
             elif f.tokens:
                 named = [words[t] for t in f.tokens if words and t < len(words) and words[t]]
                 kept = list(dict.fromkeys(named))
-                line += f", {len(f.tokens)} tokens outside" + (f" ({', '.join(kept[:6])})" if kept else "")
+                line += f", {len(f.tokens)} token{'s' * (len(f.tokens) > 1)} outside"
+                line += f" ({', '.join(kept[:6])}{' …' * (len(kept) > 6)})" if kept else ""
             lines.append(line)
         if moved and region.mode == "steer" and not lines:
             lines.append("steered")

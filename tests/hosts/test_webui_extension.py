@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from host_servers import HostError, WebUI, read_picture
 from PIL import Image
 
 import saferegion as sr
+from saferegion import encoders
 from saferegion.microworld import MicroWorld
 from saferegion.microworld.prompts import explicit
 
@@ -195,8 +197,8 @@ def test_another_checkpoint_gets_its_own_directions(world: MicroWorld, paint: St
     webui.post_json("/sdapi/v1/options", {"sd_checkpoints_limit": 1, "sd_model_checkpoint": "microworld.safetensors"})
 
 
-def test_directions_are_of_the_bare_encoder(world: MicroWorld, paint: Studio, webui: WebUI) -> None:
-    """Compiled while a LoRA is on: without it, and the LoRA is on again afterwards."""
+def test_directions_are_of_the_bare_encoder(exported: Path, paint: Studio, webui: WebUI) -> None:
+    """Compiled while a LoRA is on: without it, as the command line does, and the LoRA is on again afterwards."""
     webui.post_json("/sdapi/v1/options", {"comma_padding_backtrack": 0})  # else it breaks long prompts at their commas
     words = {"enabled": True, "concepts": [], "avoid": "snow, in the snow"}
     lora = {"prompt": f"{BENIGN} <lora:{webui_files.LORA}:1>", "steps": 4}
@@ -206,7 +208,7 @@ def test_directions_are_of_the_bare_encoder(world: MicroWorld, paint: Studio, we
     (file,) = webui.directions.glob("own-words-*.safetensors")
     made = sr.load_directions(file)
     neutral = sr.Library((webui.folder / "models" / "safe_region",)).neutral()
-    ours = sr.compile(sr.Concept.from_words("own-words", ["snow", "in the snow"]), world.encode, neutral)
+    ours = sr.compile(sr.Concept.from_words("own-words", ["snow", "in the snow"]), encoders.load(exported), neutral)
     a, b = made.spaces["tokens"].normal.flatten(), ours.spaces["tokens"].normal.flatten()
     assert float((a @ b) / (a.norm() * b.norm())) > 0.999
     assert same(paint(**lora), off)
@@ -271,11 +273,11 @@ def test_what_cannot_be_guarded_is_refused(paint: Studio, webui: WebUI, world: M
 
 
 def test_a_direction_file_of_the_command_line_is_used_as_it_is(
-    paint: Studio, webui: WebUI, world: MicroWorld
+    paint: Studio, webui: WebUI, world: MicroWorld, exported: Path
 ) -> None:
     folder = webui.folder / "models" / "safe_region"
     fire = sr.load_concept(folder / "fire.yaml")
-    sr.compile(fire, world.encode, sr.Library((folder,)).neutral()).save(folder / "kept.safetensors")
+    sr.compile(fire, encoders.load(exported), sr.Library((folder,)).neutral()).save(folder / "kept.safetensors")
     try:
         assert paint.fire(world, [True, ["kept"]], prompt=UNSAFE) <= 0.01
         assert same(paint([True, ["kept"]], prompt=BENIGN), paint(prompt=BENIGN))

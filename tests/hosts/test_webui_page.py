@@ -1,0 +1,117 @@
+"""The script's page in a real browser: the accordion, a picture with its report, and a picture's parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import webui_page
+from host_servers import WebUI
+
+UNSAFE = "a burning red house in a meadow"
+
+
+@pytest.fixture(scope="module")
+def page(webui: WebUI) -> Iterator[webui_page.Page]:
+    pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright: pip install playwright")
+    if webui_page.browser_path() is None:
+        pytest.skip(f"no Chromium here: install it, or set {webui_page.BROWSER} to one.")
+    with webui_page.opened(webui) as page:
+        yield page
+
+
+@pytest.fixture(autouse=True)
+def _seen(page: webui_page.Page, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed:
+        page.page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+        print("the page as it was:", tmp_path / "page.png")
+
+
+def newest(webui: WebUI) -> Path:
+    return max((webui.folder / "outputs").rglob("*.png"), key=lambda p: p.stat().st_mtime)
+
+
+def test_a_guarded_picture_and_its_parameters(page: webui_page.Page, webui: WebUI) -> None:
+    assert page.values()["enabled"] is False
+    page.prompt(UNSAFE)
+    page.sizes()
+    page.tick()
+    page.choose("fire", "lightning")
+    page.number("strength", 1.5)
+    page.write("strengths", "fire: 1")
+    page.mode("project")
+    page.write("avoid", "boat, in a boat")
+    page.write("instead", "tree")
+    page.write("sentences", "a red {} at a beach\n{}, a house")
+    page.check("guard_negative")
+    page.check("heat_map")
+    log = page.generate()
+    assert "Safe Region, prompt: " in log and "sd from the border" in log and "burning" in log, log
+    assert page.pictures() >= 2  # the picture and its heat map
+    wanted = page.values()
+    assert wanted["concepts"] == ["fire", "lightning"] and wanted["strength"] == 1.5
+
+    picture = newest(webui)
+    page.choose("nudity")
+    page.number("strength", 0.3)
+    page.mode("erase")
+    for name in ("strengths", "avoid", "instead", "sentences"):
+        page.write(name, "")
+    page.check("guard_negative", False)
+    page.check("heat_map", False)
+    page.paste_from(picture)
+    assert page.values() == wanted
+
+
+def test_what_is_refused_is_said_in_place_of_a_picture(page: webui_page.Page) -> None:
+    page.show("txt2img")
+    page.tick()
+    page.choose("fire")
+    page.write("strengths", "fire: lots")
+    log = page.generate()
+    assert "'strengths' must be like 'nudity: 1.5, violence: 0.5'" in log
+    page.write("strengths", "")
+
+
+def test_the_tab_inspects_a_prompt_and_makes_concepts(page: webui_page.Page, webui: WebUI) -> None:
+    inner = page.page
+    page.show("Safe Region")
+    inner.locator("#safe_region_prompt textarea").fill(UNSAFE)
+    inner.locator("#safe_region_chosen input").fill("fire")
+    inner.locator("#safe_region_chosen ul.options li", has_text="fire").first.click()
+    inner.locator("#safe_region_inspect").click()
+    inner.locator("#safe_region_heat_map img").wait_for(timeout=60_000)
+    assert "burning" in inner.locator("#safe_region_inspected.prose").inner_text()
+    inner.locator("#tab_safe_region button", has_text="Concepts").first.click()
+    folder = webui.folder / "models" / "safe_region"
+    inner.locator("#safe_region_name textarea, #safe_region_name input").first.fill("Snow")
+    inner.locator("#safe_region_avoid textarea, #safe_region_avoid input").first.fill("snow, in the snow")
+    inner.locator("#safe_region_make").click()
+    inner.locator("#safe_region_said.prose", has_text="snow").wait_for(timeout=30_000)
+    try:
+        assert (folder / "snow.yaml").is_file()
+        inner.locator("#safe_region_list", has_text="snow").first.wait_for(timeout=30_000)
+        inner.locator("#safe_region_make").click()
+        inner.locator("#safe_region_said.prose", has_text="already").wait_for(timeout=30_000)
+        inner.locator("#safe_region_which input").fill("snow")
+        inner.locator("#safe_region_which ul.options li", has_text="snow").first.click()
+        inner.locator("#safe_region_export").click()
+        inner.locator("#safe_region_file", has_text="snow.safetensors").wait_for(timeout=60_000)
+    finally:
+        (folder / "snow.yaml").unlink(missing_ok=True)
+
+
+def test_the_page_is_translated(webui: WebUI) -> None:
+    root = Path(__file__).resolve().parents[2]
+    known = {}
+    for file in (root / "localizations").glob("*.json"):
+        known[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+    assert set(known) == {"de_DE", "fr_FR", "ja_JP", "zh_CN"}
+    config = webui.get("/config").decode()
+    for table in known.values():
+        missing = [text for text in table if json.dumps(text)[1:-1] not in config]
+        assert not missing
