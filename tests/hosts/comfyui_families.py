@@ -198,6 +198,18 @@ def family(model: type, found: tuple[str, Any, Any], first: bool) -> dict[str, A
     }
 
 
+def lyrics(model: type, clip: Any) -> str:
+    """What is said of a song with words."""
+    patcher, recorder, latent = bags.network(model)
+    (guarded,) = N["SafeRegionGuardModel"]().guard(patcher, clip, False, region())
+    song = clip.encode_from_tokens_scheduled(clip.tokenize(BENIGN, lyrics="a burning house"))
+    try:
+        sample(guarded, recorder, latent, song, encode(clip, ""))
+    except SafeRegionError as error:
+        return str(error)
+    return ""
+
+
 def refusals(model: type, encoders: Encoders) -> dict[str, str]:
     """What is said where the CLIP of another family is connected to a network that reads pictures."""
     patcher, recorder, latent = bags.network(model)
@@ -227,6 +239,8 @@ def families() -> dict[str, Any]:
         else:
             first = all(f.get("encoder") != encoder[0] for f in found.values())
             found[model.__name__] = family(model, encoder, first or model is supported.SD15)
+        if model is supported.ACEStep:
+            found[model.__name__]["lyrics"] = lyrics(model, encoder[1])
     return {"families": found, "seconds": encoders.seconds}
 
 

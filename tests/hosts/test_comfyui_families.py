@@ -147,8 +147,8 @@ def test_no_text_reaches_a_network_unguarded(printed: dict[str, Any]) -> None:
 
 
 def test_long_prompts_and_end_tokens_typed_into_them_hide_nothing(printed: dict[str, Any]) -> None:
-    moved = {which: set() for which in ("long", "ended")}
-    for name, found in printed["families"].items():
+    moved: dict[str, set[str]] = {"long": set(), "ended": set()}
+    for found in printed["families"].values():
         for which in moved.keys() & found.get("far", {}).keys():
             if any(before > 0 for before, _ in found["far"][which].values()):
                 moved[which].add(found["encoder"].split()[0])
@@ -170,6 +170,10 @@ def test_a_family_that_reads_no_text_is_refused_with_a_sentence(printed: dict[st
     for name in PICTURES:
         for encoder, said in printed["families"][name]["refused"].items():
             assert "connect the CLIP that made" in said, (name, encoder, said)
+
+
+def test_lyrics_are_refused_with_a_sentence(printed: dict[str, Any]) -> None:
+    assert "song lyrics" in printed["families"]["ACEStep"]["lyrics"]
 
 
 def test_batches_are_what_comfyui_gives_for_each_prompt(printed: dict[str, Any]) -> None:
