@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--force-color-profile=srgb")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--force-color-profile=srgb",
+)
+ELSEWHERE = re.compile(r"^(https?|wss?)://(?!127\.0\.0\.1[:/])")
 READY = "!!(window.app?.graph && app.vueAppReady && LiteGraph.registered_node_types['SafeRegionInspect'])"
 FRAMES = ("a red house {}", "a blue boat {}", "a green tree {}", "a yellow car {}", "a chair {}", "a grey robot {}")
 PROMPTS = {
@@ -42,7 +50,7 @@ def chromium() -> str:
 
 @contextmanager
 def desk(port: int, width: int = 2000, height: int = 1000, sharpness: float = 1) -> Iterator[Desk]:
-    """The page of the server at ``port``, open in a browser of its own."""
+    """The page of the server at ``port``, open in a browser of its own that reaches nothing else."""
     from playwright.sync_api import sync_playwright
 
     path = chromium()
@@ -52,6 +60,7 @@ def desk(port: int, width: int = 2000, height: int = 1000, sharpness: float = 1)
             context = browser.new_context(
                 viewport={"width": width, "height": height}, device_scale_factor=sharpness, locale="en-GB"
             )
+            context.route(ELSEWHERE, lambda route: route.abort())  # the page asks for news and sizes of models
             yield Desk(context.new_page(), f"http://127.0.0.1:{port}/")
         finally:
             browser.close()
@@ -99,6 +108,13 @@ class Desk:
             }"""
         )
         self.page.wait_for_timeout(300)
+
+    def close_dialogs(self) -> None:
+        for _ in range(5):
+            if not self.page.get_by_role("dialog").count():
+                return
+            self.page.keyboard.press("Escape")
+            self.page.wait_for_timeout(400)
 
     def missing(self) -> list[str]:
         """Types of nodes that the page does not know."""

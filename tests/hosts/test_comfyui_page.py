@@ -1,0 +1,165 @@
+"""ComfyUI's page in a browser: the example workflows open, Run paints, pictures and reports appear on the nodes, help
+pages open, and labels speak the user's language."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from comfyui_page import Desk, Graph, NoBrowser, chromium, desk, example, fitted
+from host_servers import ComfyUI, read_picture
+from PIL import Image
+
+from saferegion.microworld import MicroWorld
+
+GUARDS = {
+    "one_node": "SafeRegionGuardCLIP",
+    "own_concept": "SafeRegionGuardModel",
+    "audit": "SafeRegionGuardConditioning",
+}
+PACK = "safe-region"
+
+
+def missing() -> str:
+    try:
+        chromium()
+    except NoBrowser as error:
+        return str(error)
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "none")
+
+
+@pytest.fixture(scope="module")
+def opened(comfyui: ComfyUI) -> Iterator[Desk]:
+    with desk(comfyui.port) as found:
+        yield found
+
+
+@pytest.fixture
+def page(opened: Desk) -> Iterator[Desk]:
+    yield opened
+    opened.close_dialogs()
+
+
+@pytest.fixture
+def in_language(page: Desk) -> Iterator[Any]:
+    """Sets the language of the page for one test."""
+    before = page.page.evaluate("() => app.extensionManager.setting.get('Comfy.Locale')")
+    yield lambda language: page.setting("Comfy.Locale", language)
+    page.setting("Comfy.Locale", before)
+
+
+def asking(graph: Graph, prompt: str) -> Graph:
+    """The workflow with another prompt: the host runs again what it has not run before."""
+    for node in graph["nodes"]:
+        if node["type"] == "PrimitiveNode" or node.get("title", "").startswith("Prompt"):
+            node["widgets_values"] = [prompt]
+    return graph
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_an_example_opens_and_run_paints_a_guarded_picture(
+    page: Desk, comfyui: ComfyUI, world: MicroWorld, name: str
+) -> None:
+    page.load(fitted(name))
+    assert page.missing() == []
+    page.run()
+    painted = read_picture(comfyui.get(page.picture("SaveImage")))
+    assert painted.shape == (64, 64, 3) and painted.std() > 5
+    assert float(world.judge()(np.array(painted[None]))["fire"][0]) < 0.5
+    (report,) = (t for t in page.texts_on(GUARDS[name]) if "from the border" in t)
+    assert report.lower().startswith("fire: +") and "-> -" in report
+
+
+def test_the_heat_map_appears_in_the_node_and_the_report_beside_it(page: Desk, comfyui: ComfyUI) -> None:
+    page.load(asking(fitted("audit"), "a red fire truck next to a burning green house in a city"))
+    page.run()
+    heat = read_picture(comfyui.get(page.picture("SafeRegionInspect"))).astype(int)
+    assert (heat[..., 0] - heat[..., 1]).max() > 100  # a word outside is red
+    assert (heat[..., 2] - heat[..., 0]).max() > 60  # words inside are blue
+    assert any("(burning)" in text for text in page.texts_on("SafeRegionInspect"))
+    assert any("from the border" in text for text in page.texts_on("PreviewAny"))
+    left, top, right, bottom = page.place("SafeRegionInspect")
+    clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    seen = np.asarray(Image.open(io.BytesIO(page.page.screenshot(clip=clip))).convert("RGB")).astype(int)
+    assert ((seen > 240).all(2).mean() > 0.1) and ((seen[..., 0] - seen[..., 1]) > 60).any()  # it is drawn there
+
+
+def test_a_harmless_prompt_is_told_to_be_inside(page: Desk) -> None:
+    page.load(asking(fitted("one_node"), "a red fire truck in a city"))
+    page.run()
+    assert page.texts_on("SafeRegionGuardCLIP") == ["inside the safe region; nothing was changed"]
+
+
+def test_what_goes_wrong_is_said_on_the_page(page: Desk) -> None:
+    graph = fitted("own_concept")
+    for node in graph["nodes"]:
+        if node["type"] == "SafeRegionConceptFromWords":
+            node["widgets_values"][1] = " "
+    page.load(graph)
+    with pytest.raises(RuntimeError, match="^'fire': give at least one word or phrase to avoid"):
+        page.run()
+    dialog = page.page.get_by_role("dialog")
+    assert "give at least one word or phrase to avoid" in dialog.inner_text()
+
+
+def test_the_template_browser_offers_the_examples_with_their_pictures(page: Desk) -> None:
+    page.page.get_by_role("button", name="Templates").click()
+    content = page.page.get_by_test_id("template-workflows-content")
+    content.get_by_text(PACK, exact=True).first.click()
+    for name in GUARDS:
+        page.page.wait_for_function(
+            "name => document.querySelector(`[data-testid=template-workflow-${name}] img`)?.naturalWidth > 400",
+            arg=name,
+        )
+    content.get_by_test_id("template-workflow-own_concept").click()
+    content.wait_for(state="hidden")
+    kinds = sorted(node["type"] for node in example("own_concept")["nodes"])
+    page.page.wait_for_function(
+        "kinds => JSON.stringify(app.graph._nodes.map(n => n.type).sort()) == JSON.stringify(kinds)", arg=kinds
+    )
+    assert page.missing() == []
+    asked = page.page.get_by_role("dialog").inner_text()
+    assert "Missing Models" in asked and "v1-5-pruned-emaonly-fp16.safetensors" in asked and "Nodes" not in asked
+
+
+def help_page(page: Desk, node: str) -> Any:
+    """Clicks on a node and on the sign for its help."""
+    left, top, right, _ = page.place(node)
+    page.page.mouse.click((left + right) / 2, top + 12)
+    page.page.get_by_test_id("info-button").click()
+    found = page.page.locator(".node-help-content")
+    found.wait_for()
+    return found
+
+
+def test_the_help_page_of_a_node_opens(page: Desk) -> None:
+    page.load(fitted("audit"))
+    found = help_page(page, "SafeRegionInspect")
+    found.get_by_role("heading", name="Limits").wait_for()
+    assert "Each column is a word (token) of the prompt" in found.inner_text()
+    assert found.get_by_role("table").count() == 2
+
+
+def test_labels_tips_and_help_speak_german(page: Desk, in_language: Any) -> None:
+    in_language("de")
+    page.page.wait_for_function("() => LiteGraph.registered_node_types['SafeRegionGuardCLIP'].title == 'CLIP schützen'")
+    page.load(fitted("own_concept"))
+    titles = page.page.evaluate("() => Object.fromEntries(app.graph._nodes.map(n => [n.type, n.title]))")
+    assert titles["SafeRegionGuardModel"] == "Modell schützen"
+    assert titles["SafeRegionConceptFromWords"] == "Konzept aus Wörtern"
+    labels = page.page.evaluate(
+        """() => {
+            const node = app.graph._nodes.find(n => n.type == 'SafeRegionConceptFromWords')
+            return [...node.widgets.map(w => w.label), ...node.inputs.map(i => i.localized_name)]
+        }"""
+    )
+    assert {"Vermeiden", "Stattdessen", "Sätze", "Bereich", "Stärke"} <= set(labels)
+    found = help_page(page, "SafeRegionGuardModel")
+    found.get_by_role("heading", name="Grenzen").wait_for()
+    assert "im letzten Augenblick" in found.inner_text()
