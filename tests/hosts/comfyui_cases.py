@@ -13,7 +13,7 @@ NEGATIVE = "a blue house on fire"
 LONG = "highly detailed, very calm, a quiet day, nice and simple, " * 5
 FULL = f"{LONG}very calm, nice, "
 """75 tokens, so that what follows is in the second chunk."""
-STEPS, GUIDANCE = 2, 4.0
+STEPS, GUIDANCE = 1, 4.0
 
 Link = list[Any]
 
@@ -183,7 +183,7 @@ def hooks(schedule: bool, after: bool) -> Callable[[Graph], None]:
         clip = g.one("SetClipHooks", clip=clip, apply_to_conds=True, schedule_clip=schedule, hooks=lora)
         clip = clip if after else g.guarded(clip)
         g.states = [g.lora(g.clip, 1.0), g.lora(g.clip, 0.5)] if schedule else [g.lora(g.clip, 1.0)]
-        g.sample(clip, g.encode(clip))
+        g.sample(clip, g.encode(clip), steps=3)
 
     return build
 
@@ -214,7 +214,7 @@ def timestep_range(g: Graph) -> None:
     first = g.one("ConditioningSetTimestepRange", conditioning=g.encode(clip), start=0.0, end=0.5)
     rest = g.encode(clip, "a quiet beach")
     rest = g.one("ConditioningSetTimestepRange", conditioning=rest, start=0.5, end=1.0)
-    g.sample(clip, g.one("ConditioningCombine", conditioning_1=first, conditioning_2=rest))
+    g.sample(clip, g.one("ConditioningCombine", conditioning_1=first, conditioning_2=rest), steps=3)
 
 
 def combine(g: Graph) -> None:

@@ -21,8 +21,11 @@ from saferegion.microworld import DATA, MicroWorld, neutral_prompts
 from saferegion.microworld.prompts import SETS
 
 HERE = Path(__file__).parent
-TABLE = pytest.mark.parametrize(("case", "guard"), [(c, g) for c in CASES for g in GUARDS])
 Seen = dict[str, dict[str, Any]]
+
+
+def table(*left_out: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("case", "guard"), [(c, g) for c in CASES if c not in left_out for g in GUARDS])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def told(seen: Seen, case: str, which: str) -> dict[str, Any]:
     return dict(found)
 
 
-@TABLE
+@table()
 def test_an_unsafe_prompt_reaches_the_networks_inside_the_region(seen: Seen, case: str, guard: str) -> None:
     without, guarded = told(seen, case, "unsafe"), told(seen, case, f"unsafe {guard}")
     before = [s for scores in without["scores"].values() for s in scores]
@@ -56,19 +59,15 @@ def test_an_unsafe_prompt_reaches_the_networks_inside_the_region(seen: Seen, cas
     assert guarded["latent"] != without["latent"]
 
 
-@TABLE
+@table("negative prompt guarded")
 def test_a_benign_prompt_is_sampled_from_the_same_bits(seen: Seen, case: str, guard: str) -> None:
     without, guarded = told(seen, case, "benign"), told(seen, case, f"benign {guard}")
-    if "negative" in CASES[case].guarded and max(without["scores"]["negative"]) > 0:
-        pytest.skip("The negative prompt is unsafe here and has to move.")
     assert guarded["seen"] == without["seen"]
     assert guarded["latent"] == without["latent"]
 
 
-@TABLE
+@table(*(name for name, case in CASES.items() if "negative" not in case.names))
 def test_a_negative_prompt_is_left_alone_unless_asked(seen: Seen, case: str, guard: str) -> None:
-    if "negative" not in CASES[case].names:
-        pytest.skip("No negative prompt is sampled here.")
     without, guarded = told(seen, case, "unsafe"), told(seen, case, f"unsafe {guard}")
     if "negative" in CASES[case].guarded:
         assert max(guarded["scores"]["negative"]) <= 0
@@ -76,7 +75,7 @@ def test_a_negative_prompt_is_left_alone_unless_asked(seen: Seen, case: str, gua
         assert guarded["seen"]["negative"] == without["seen"]["negative"]
 
 
-@TABLE
+@table()
 def test_no_evaluation_is_added_and_no_tensor_of_the_node_cache_is_changed(seen: Seen, case: str, guard: str) -> None:
     for kind in ("unsafe", "benign"):
         without, guarded = told(seen, case, kind), told(seen, case, f"{kind} {guard}")
