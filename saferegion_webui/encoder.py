@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -44,22 +45,35 @@ class HostEncoder:
     def __init__(self, checkpoint: Any) -> None:
         self.kind, self.family = kind_of(checkpoint)
         self._checkpoint = weakref.ref(checkpoint)
-        probes = self._conds(list(PROBES))
-        self.layout = Layout.of(probes, self.kind)
-        c = self.layout.conditioning(tokens_of(probes), vector_of(probes))
-        self._fingerprint = Fingerprint.from_conditioning(c)
+        self.layout = Layout(self.kind)
+        tokens, vectors, lengths = self._batch(list(PROBES))
+        self.layout = Layout.of(tokens, vectors, self.kind)
+        self._fingerprint = Fingerprint.from_conditioning(self.layout.conditioning(tokens, vectors, lengths=lengths))
 
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint
 
     def __call__(self, prompts: list[str]) -> Conditioning:
-        conds = self._conds(prompts)
-        return self.layout.conditioning(tokens_of(conds), vector_of(conds), self._fingerprint)
+        tokens, vectors, lengths = self._batch(prompts)
+        return self.layout.conditioning(tokens, vectors, self._fingerprint, lengths)
 
     def encode_as_typed(self, prompt: str) -> Conditioning:
         """One prompt with the webui's syntax: weights, BREAK, embeddings."""
         conds = self._conds([prompt], literally=False)
         return self.layout.conditioning(tokens_of(conds), vector_of(conds))
+
+    def _batch(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None, list[int] | None]:
+        """Tokens ``[B, T, D]``, vectors ``[B, V]``, and rows of each prompt where they differ.
+
+        Hosts give a T5 prompt as many rows as it needs, and so can take one at a time only.
+        """
+        if self.kind != "t5":
+            conds = self._conds(prompts)
+            return tokens_of(conds), vector_of(conds), None
+        each = [self._conds([prompt]) for prompt in prompts]
+        rows = [tokens_of(conds)[0] for conds in each]
+        vectors = None if vector_of(each[0]) is None else torch.cat([conds["vector"][:1] for conds in each])
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), vectors, [len(row) for row in rows]
 
     def _conds(self, prompts: Sequence[str], literally: bool = True) -> Any:
         from modules import devices, prompt_parser, sd_hijack, shared
@@ -71,6 +85,8 @@ class HostEncoder:
             prompts = [re.sub(r"\bBREAK\b", "break", _SYNTAX.sub(r"\\\g<0>", p)) for p in prompts]
         texts = prompt_parser.SdConditioning(prompts)
         hijack = sd_hijack.model_hijack
+        forge = sys.modules.get("backend.text_processing.classic_engine")
+        forge_notes = dict(getattr(forge, "last_extra_generation_params", {}))
         notes = dict(getattr(hijack, "extra_generation_params", {}))
         comments = list(getattr(hijack, "comments", []))
         if hasattr(checkpoint, "set_clip_skip"):
@@ -84,6 +100,8 @@ class HostEncoder:
                 hijack.extra_generation_params = notes
             if hasattr(hijack, "comments"):
                 hijack.comments = comments
+            if forge is not None:
+                forge.last_extra_generation_params = forge_notes  # type: ignore[attr-defined]
 
 
 @contextmanager

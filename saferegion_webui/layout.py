@@ -6,7 +6,7 @@ A conditioning of the webui is a tensor ``[T, D]`` (SD1.x, SD2.x) or a mapping w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,6 @@ from .refusal import SafeRegionRefused
 CHUNK = 77
 TIME_EMBEDDING = 256
 """Channels of one number (a size, a crop, a score) in SDXL's ``vector``, behind the pooled text."""
-
-KINDS = ("clip", "sd3", "t5")
-
 
 def tokens_of(cond: Any) -> torch.Tensor:
     return cond["crossattn"] if isinstance(cond, Mapping) else cond
@@ -39,7 +36,7 @@ class Layout:
     Attributes:
         kind: ``clip`` (chunks of 77 rows, each with a begin token), ``sd3`` (CLIP chunks, then rows of T5) or ``t5``.
         pooled: leading channels of ``vector`` that text decides; 0: there is no pooled text.
-        rows: T5 rows follow the CLIP rows (``sd3``; false where T5 is switched off and they are zero).
+        t5: T5 rows follow the CLIP rows (``sd3``; false where T5 is switched off and they are zero).
     """
 
     kind: str = "clip"
@@ -47,32 +44,36 @@ class Layout:
     t5: bool = False
 
     @classmethod
-    def of(cls, probes: Any, kind: str = "clip") -> Layout:
-        """From the host's conditionings of some different prompts in one batch (``[B, T, D]``, ``[B, V]``)."""
-        vector = vector_of(probes)
-        pooled = 0
-        if vector is not None and kind == "clip":
-            differs = (vector != vector[:1]).any(0).nonzero()
-            if len(differs):  # what follows the pooled text is the same for all prompts, in whole embeddings
-                behind = vector.shape[1] - int(differs.max()) - 1
-                pooled = vector.shape[1] - behind // TIME_EMBEDDING * TIME_EMBEDDING
-        elif vector is not None:
-            pooled = vector.shape[1]
-        t5 = kind == "sd3" and bool(tokens_of(probes)[..., pooled:].any())
-        return cls(kind, pooled, t5)
+    def of(cls, tokens: torch.Tensor, vectors: torch.Tensor | None, kind: str = "clip") -> Layout:
+        """From the host's conditionings of some different prompts, ``[B, T, D]`` and ``[B, V]``."""
+        if vectors is None:
+            return cls(kind)
+        pooled = vectors.shape[1]
+        if kind == "clip":  # what follows the pooled text is the same for all prompts, in whole embeddings
+            differs = (vectors != vectors[:1]).any(0).nonzero()
+            behind = pooled - int(differs.max()) - 1 if len(differs) else pooled
+            pooled -= behind // TIME_EMBEDDING * TIME_EMBEDDING
+        return cls(kind, pooled, kind == "sd3" and bool(tokens[..., pooled:].any()))
 
     def conditioning(
-        self, tokens: torch.Tensor, vector: torch.Tensor | None, encoder: Fingerprint | None = None
+        self,
+        tokens: torch.Tensor,
+        vectors: torch.Tensor | None,
+        encoder: Fingerprint | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Conditioning:
-        """``tokens`` ``[B, T, D]`` and ``vector`` ``[B, V]`` of the host as one conditioning of the library.
+        """``tokens`` ``[B, T, D]`` and ``vectors`` ``[B, V]`` of the host as one conditioning of the library.
+
+        ``lengths``: rows of each prompt (None: all); what follows them was filled up.
 
         Raises:
             SafeRegionRefused: rows that are not whole chunks.
         """
-        pooled = vector[:, : self.pooled] if vector is not None and self.pooled else None
+        pooled = vectors[:, : self.pooled] if vectors is not None and self.pooled else None
         batch, length = tokens.shape[:2]
         if self.kind == "t5":
-            return Conditioning(tokens, None, pooled, None, encoder)
+            filled = None if lengths is None else torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
+            return Conditioning(tokens, filled, pooled, None, encoder)
         split = self._split(tokens) if self.kind == "sd3" else length
         if split % CHUNK or not split:
             raise SafeRegionRefused(

@@ -1,0 +1,312 @@
+"""The webui's script without a webui: what it does to the conditionings of every family, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import webui_fakes as webui
+import yaml
+from fakes import benign_prompts, fire, frost
+
+import saferegion as sr
+from saferegion_webui import generation, interception, layout
+from saferegion_webui.guards import Guards
+from saferegion_webui.refusal import SafeRegionRefused
+
+UNSAFE, BENIGN = "a burning house in a valley", "a quiet house and a blue boat in a harbour, number 7"
+ON = [True, ["on-fire"]]
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
+
+
+def write_recipes(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for concept in (fire(), frost()):
+        recipe = {
+            "format": "saferegion-recipe/1", "name": concept.name, "title": concept.title, "kind": "exclude",
+            "version": 1, "licence": "MIT", "pairs": [{"unsafe": a, "safe": b} for a, b in concept.pairs],
+        }  # fmt: skip
+        if concept.neutral:
+            recipe["neutral"] = list(concept.neutral)
+        (folder / f"{concept.name}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    neutral = {"format": "saferegion-neutral/1", "prompts": benign_prompts(60)}
+    (folder / "neutral.yaml").write_text(yaml.safe_dump(neutral), encoding="utf-8")
+
+
+class Host:
+    def __init__(self, shared: Any, processing: type, folder: Path) -> None:
+        self.shared, self.Processing, self.folder = shared, processing, folder
+
+    def run(self, args: Any = None, prompt: Any = UNSAFE, **values: Any) -> Any:
+        p = self.Processing(prompt, **values)
+        generation.configure(p, args if args is not None else [False], [])
+        p.setup_conds()
+        return p
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.setenv("SAFE_REGION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(generation, "guards", Guards())
+    monkeypatch.setattr(generation, "_last", None)
+    folder = tmp_path / "models" / "safe_region"
+    write_recipes(folder)
+
+    def make(family: str = "sd1") -> Host:
+        shared = webui.install(monkeypatch, tmp_path / "models", webui.Checkpoint(family))
+
+        class Processing(webui.Processing):
+            cached_c: list[Any] = [None, None]
+            cached_uc: list[Any] = [None, None]
+            get_conds_with_caching = webui.Processing.get_conds_with_caching
+
+        interception.install(Processing, generation.guard_conditionings)
+        return Host(shared, Processing, folder)
+
+    return make
+
+
+def conds(p: Any) -> list[Any]:
+    return [entry.cond for parts in p.c.batch for part in parts for entry in part.schedules]
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    return torch.equal(a, b)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_guarded_and_benign_prompts_keep_their_objects(hosts: Any, family: str) -> None:
+    host = hosts(family)
+    off, on, again = host.run(), host.run(ON), host.run()
+    assert not equal(conds(off)[0], conds(on)[0])
+    assert equal(conds(off)[0], conds(again)[0]) and again.c is off.c
+    raw, guarded = conds(off)[0], conds(on)[0]
+    assert type(guarded) is type(raw)
+    if isinstance(raw, dict):
+        assert raw["crossattn"].shape == guarded["crossattn"].shape and raw["crossattn"].dtype is torch.float32
+        assert all(torch.equal(raw[k], guarded[k]) for k in raw if k not in ("crossattn", "vector"))
+        assert torch.equal(raw["vector"][webui.CLIP :], guarded["vector"][webui.CLIP :])
+        erased = conds(host.run([{"enabled": True, "concepts": ["on-fire"], "mode": "erase"}]))[0]
+        assert not torch.equal(raw["vector"][: webui.CLIP], erased["vector"][: webui.CLIP])
+        assert torch.equal(raw["vector"][webui.CLIP :], erased["vector"][webui.CLIP :])
+    a, b = host.run(prompt=BENIGN), host.run(ON, prompt=BENIGN)
+    assert a.c is b.c and a.uc is b.uc
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+def test_begin_tokens_and_filling_stay(hosts: Any, family: str) -> None:
+    host = hosts(family)
+    long = f"{UNSAFE} " + "very quiet " * 60
+    raw, guarded = (layout.tokens_of(conds(host.run(args, prompt=long))[0]) for args in (None, ON))
+    same = (raw == guarded).all(1)
+    clip = same if family != "sd3" else same[: len(same) // 2]
+    assert clip[:: layout.CHUNK].all() and not clip.all()
+    if family == "sd3":
+        half = len(same) // 2
+        assert (guarded[:half, webui.CLIP :] == 0).all() and not same[half:].all()
+
+
+def test_spaces_are_those_of_the_command_line(hosts: Any) -> None:
+    spaces = {}
+    for family in FAMILIES:
+        host = hosts(family)
+        host.run(ON)
+        guard, encoder = generation.guards.get(host.shared.sd_model, generation.Arguments.parse(ON), None)
+        spaces[family] = (encoder.family, dict(encoder.fingerprint().widths), guard.spaces())
+    clip, t5 = webui.CLIP, webui.T5
+    assert spaces["sd1"] == ("sd1", {"tokens": clip}, {"tokens"})
+    assert spaces["sdxl"] == ("sdxl", {"tokens": clip, "pooled": clip}, {"tokens", "pooled"})
+    assert spaces["sd3"] == ("sd3", {"clip": clip, "t5": t5, "pooled": clip}, {"clip", "t5", "pooled"})
+    assert spaces["flux"] == ("flux", {"tokens": t5, "pooled": clip}, {"tokens", "pooled"})
+    assert spaces["chroma"] == ("t5", {"tokens": t5}, {"tokens"})
+
+
+def test_schedules_and_parts_are_guarded_apart(hosts: Any) -> None:
+    host = hosts()
+    prompt = ["a quiet [house:burning house:0.5] AND a blue boat", BENIGN]
+    off, on = host.run(prompt=prompt), host.run(ON, prompt=prompt)
+    (first, boat), (benign,) = on.c.batch
+    assert [e.end_at_step for e in first.schedules] == [5, 10]
+    assert first.schedules[0] is off.c.batch[0][0].schedules[0]
+    assert first.schedules[1].cond is not off.c.batch[0][0].schedules[1].cond
+    assert boat is off.c.batch[0][1] and benign is off.c.batch[1][0]
+    assert on.extra_generation_params["Safe region moved"][1] is None
+    assert on.extra_generation_params["Safe region moved"][0].startswith("on-fire +")
+    assert any("burning" in text or "on fire" in text for text in on.comments)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "prompt", "args", "positive", "negative"),
+    [
+        (7.0, UNSAFE, ON, True, False),
+        (0.5, UNSAFE, ON, True, True),
+        (-3.0, UNSAFE, ON, False, True),
+        (7.0, f"{BENIGN} AND {UNSAFE} :-1", ON, False, True),
+        (7.0, f"{BENIGN} AND {UNSAFE} :-0.5", ON, False, False),
+        (7.0, UNSAFE, [{"enabled": True, "concepts": ["on-fire"], "guard_negative": True}], True, True),
+    ],
+)
+def test_the_sign_of_a_row_decides(
+    hosts: Any, guidance: float, prompt: str, args: Any, positive: bool, negative: bool
+) -> None:
+    host = hosts()
+    values = {"prompt": prompt, "negative": "a burning boat", "guidance": guidance}
+    off, on = host.run(**values), host.run(args, **values)
+    assert (on.c is not off.c) == positive
+    assert (on.uc is not off.uc) == negative
+
+
+def test_an_empty_negative_of_zeros_and_a_missing_one_stay(hosts: Any) -> None:
+    args = [{"enabled": True, "concepts": ["on-fire"], "guard_negative": True, "mode": "erase"}]
+    host = hosts("sdxl")
+    on = host.run(args)
+    assert not layout.tokens_of(on.uc[0][0].cond).any()
+    assert host.run(args, guidance=1.0).uc is None
+
+
+def test_directions_with_a_window_act_in_their_part_of_the_sampling(hosts: Any) -> None:
+    host = hosts()
+    host.run(ON)
+    import dataclasses
+
+    (made,) = generation.guards.directions(host.shared.sd_model, ["on-fire"])
+    early = dataclasses.replace(made, window=(0.0, 0.45), concept="early")
+    early.save(host.folder / "early.safetensors")
+    off, on = host.run(), host.run([True, ["early"]])
+    (part,) = on.c.batch[0]
+    assert [e.end_at_step for e in part.schedules] == [4, 10]
+    assert not equal(part.schedules[0].cond, conds(off)[0]) and part.schedules[1].cond is conds(off)[0]
+    both = host.run([True, ["early"]], prompt="a quiet [boat:burning house:0.2]")
+    ((edited,),) = both.c.batch
+    assert [e.end_at_step for e in edited.schedules] == [2, 4, 10]
+    assert host.run([True, ["early"]], prompt=BENIGN).c is host.run(prompt=BENIGN).c
+
+
+def test_what_is_seen_of_a_picture_costs_no_encoding(hosts: Any) -> None:
+    host = hosts()
+    host.run(ON, prompt=BENIGN)
+    asked = len(host.shared.sd_model.written)
+    host.run(ON, prompt=BENIGN)
+    host.run([True, ["on-fire"], 2.0], prompt=BENIGN)
+    assert len(host.shared.sd_model.written) == asked
+
+
+def test_prompts_of_recipes_are_taken_literally(hosts: Any) -> None:
+    host = hosts()
+    host.run([{"enabled": True, "concepts": [], "avoid": "burning (hot), [blazing], flaming BREAK"}], prompt=BENIGN)
+    written = " ".join(host.shared.sd_model.written)
+    assert r"burning \(hot\)" in written and r"\[blazing\]" in written and "flaming break" in written
+    assert "(hot" not in written.replace(r"\(hot", "") and "BREAK" not in written
+
+
+def test_networks_are_off_while_compiling_and_on_again_afterwards(hosts: Any) -> None:
+    host = hosts()
+    host.run(ON, prompt=BENIGN)
+    generation.guards.forget()
+    host.shared.sd_model.lora = 0.7
+    with_lora = host.run(ON, prompt=BENIGN, extra_network_data={"lora": 0.7})
+    assert host.shared.sd_model.lora == 0.7
+    assert generation.guards.directions(host.shared.sd_model, ["on-fire"])[0].encoder is not None
+    assert with_lora.c is not None
+    files = list((host.folder.parent.parent / "cache").glob("on-fire-*.safetensors"))
+    assert len(files) == 1  # the same encoder as without
+
+
+def test_a_swapped_or_rewritten_encoder_is_noticed(hosts: Any) -> None:
+    host = hosts()
+    checkpoint = host.shared.sd_model
+    first = host.run(ON)
+    checkpoint.clip = webui.FakeEncoder(webui.CLIP, seed=5)
+    with torch.no_grad():
+        checkpoint.cond_stage_model["token_embedding"].weight.mul_(1)  # as loading weights into it does
+    host.Processing.cached_c[:] = [None, None]
+    second = host.run(ON)
+    assert not equal(conds(first)[0], conds(second)[0])
+    fresh = sr.compile(fire(), webui.FakeEncoder(webui.CLIP, 5, pooled=False), benign_prompts(60))
+    region = sr.SafeRegion([fresh])
+    assert float(region.score(sr.Conditioning(conds(second)[0][None], None))[0, 0]) < 3
+    host.shared.sd_model = webui.Checkpoint("sd1", seed=9, name="two")
+    assert host.run(ON).c is not None
+    host.shared.sd_model = checkpoint
+    assert equal(conds(host.run(ON))[0], conds(second)[0])
+
+
+def test_parts_that_an_extension_makes_inherit_the_guard(hosts: Any) -> None:
+    host = hosts()
+    outer = host.run(ON)
+    detailer = host.Processing(UNSAFE)
+    detailer.setup_conds()
+    assert equal(conds(detailer)[0], conds(outer)[0])
+    host.shared.state.time_start = 2.0  # another job
+    free = host.Processing(UNSAFE)
+    free.setup_conds()
+    assert not equal(conds(free)[0], conds(outer)[0])
+    again = copy.copy(outer)
+    again.setup_conds()
+    assert equal(conds(again)[0], conds(outer)[0])
+
+
+@pytest.mark.parametrize("args", [["yes"], [True, ["nothing"]], [True, ["on-fire"], float("nan")], [{"enabled": 1}]])
+def test_what_is_wrong_ends_the_generation(hosts: Any, args: Any) -> None:
+    host = hosts()
+    with pytest.raises(SafeRegionRefused, match="Safe Region") as caught:
+        host.run(args)
+    assert caught.value.status_code == 422 and caught.value.detail == str(caught.value)
+
+
+def test_an_error_of_ours_ends_the_generation(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = hosts()
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError("nothing left")
+
+    monkeypatch.setattr(generation.guards, "get", broken)
+    with pytest.raises(SafeRegionRefused, match="ZeroDivisionError") as caught:
+        host.run(ON)
+    assert caught.value.status_code == 500
+
+
+def test_interrupting_ends_the_preparation(hosts: Any) -> None:
+    host = hosts()
+    host.shared.state.interrupted = True
+    with pytest.raises(SafeRegionRefused, match="interrupted"):
+        host.run(ON)
+    host.shared.state.interrupted = False
+    assert host.run(ON).c is not None
+    assert host.shared.state.sampling_steps == 20 and host.shared.state.textinfo is None
+
+
+def test_rows_of_another_family_are_refused(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = hosts()
+    encode = host.shared.sd_model.get_learned_conditioning
+    monkeypatch.setattr(host.shared.sd_model, "get_learned_conditioning", lambda p: encode(p)[:, :50])
+    with pytest.raises(SafeRegionRefused, match="not supported"):
+        host.run(ON)
+
+
+def test_axes_take_the_place_of_arguments(hosts: Any) -> None:
+    host = hosts()
+    off, on = host.run(), host.run(ON)
+    assert equal(conds(host.run([False, ["on-fire"]], safe_region_enabled=True))[0], conds(on)[0])
+    assert host.run(ON, safe_region_enabled=False).c is off.c
+    assert host.run(ON, safe_region_strengths=(("on-fire", 0.0),)).c is off.c
+    assert not equal(conds(host.run(ON, safe_region_mode="steer"))[0], conds(on)[0])
+    with pytest.raises(SafeRegionRefused):
+        host.run(ON, safe_region_strength=1e9)
+
+
+def test_the_method_is_wrapped_once(hosts: Any) -> None:
+    host = hosts()
+    before = host.Processing.get_conds_with_caching
+    interception.install(host.Processing, lambda p, conds, *_: "seen")
+    assert host.Processing.get_conds_with_caching is before
+    p = host.Processing(BENIGN)
+    assert p.setup_conds() == ("seen", "seen")
+    with pytest.raises(RuntimeError, match="get_conds_with_caching"):
+        interception.install(SimpleNamespace, lambda *_: None)
