@@ -272,6 +272,11 @@ def batch(g: Graph) -> None:
     g.sample(clip, g.encode(clip), g.latent(count=3))
 
 
+def four_steps(g: Graph) -> None:
+    clip = g.guarded(g.clip)
+    g.sample(clip, g.encode(clip), steps=4)
+
+
 def guidance_one(g: Graph) -> None:
     clip = g.guarded(g.clip)
     g.sample(clip, g.encode(clip), cfg=1.0)

@@ -6,6 +6,7 @@ usage: comfyui_inprocess.py BASE_DIRECTORY [CASE...]    (in the checkout; the la
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -287,9 +288,30 @@ def side_by_side(table: Table) -> dict[str, list[Bits]]:
     return found
 
 
+def window(table: Table) -> dict[str, dict[str, Any]]:
+    """A direction that acts in the first half of the sampling only: what was seen, by kind of prompt and guard."""
+    found: dict[str, dict[str, Any]] = {}
+    case = cases.Case(cases.four_steps, concepts=("early.safetensors",))
+    for kind in ("unsafe", "benign"):
+        for guard in ("", *cases.GUARDS):
+            graph = cases.Graph(guard, getattr(case, kind), case.concepts)
+            case.build(graph)
+            found[f"{kind} {guard}".strip()] = table.run(graph, case)
+            if not guard:
+                fitted = table.regions(cases.Graph("", "", states=[graph.clip]))[0][0]
+                directions = fitted.guard.regions[0].directions[0]
+                folder = Path(base) / "models" / "safe_region"
+                dataclasses.replace(directions, window=(0.0, 0.5)).save(folder / "early.safetensors")
+    return found
+
+
 def main() -> None:
     table = Table()
-    extras = {"siblings": lambda: Siblings(table).run(), "side by side": lambda: side_by_side(table)}
+    extras = {
+        "siblings": lambda: Siblings(table).run(),
+        "side by side": lambda: side_by_side(table),
+        "window": lambda: window(table),
+    }
     found = {}
     for name in wanted or (*cases.CASES, *extras):
         try:

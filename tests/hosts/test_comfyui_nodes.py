@@ -108,6 +108,15 @@ def test_guarded_and_unguarded_samplers_of_one_workflow_do_not_disturb_each_othe
     assert set(found[f"{guard} guarded"]) == {told(seen, "KSampler", f"unsafe {guard}")["latent"]}
 
 
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_direction_with_a_window_acts_in_its_part_of_the_sampling(seen: Seen, guard: str) -> None:
+    unguarded, guarded = (told(seen, "KSampler", f"unsafe {g}".strip())["seen"]["positive"] for g in ("", "clip"))
+    early = told(seen, "window", f"unsafe {guard}")["seen"]["positive"]
+    assert early == (guarded if guard == "clip" else guarded + unguarded)  # an encoder knows no steps
+    plain, benign = told(seen, "window", "benign"), told(seen, "window", f"benign {guard}")
+    assert benign["seen"] == plain["seen"] and benign["latent"] == plain["latent"]
+
+
 def test_comfyui_compiles_the_directions_that_the_core_compiles(
     seen: Seen, cache: Path, world: MicroWorld, tmp_path: Path
 ) -> None:
