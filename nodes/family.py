@@ -10,9 +10,9 @@ never heard of are guarded by the same code:
 * every other floating tensor that the encoder returns (``conditioning_llama3``, ``conditioning_mt5xl``, …) is a space.
 
 Rows that may not move: begin tokens and templates (the same for every prompt, so told by their values), rows of zeros,
-and rows that an ``attention_mask`` takes out, of an encoder that fills short prompts up and masks the filling. The mask
-of another encoder is not believed: Qwen-Image's masks whatever follows an end token typed into the prompt, and its
-diffusion model reads those rows all the same.
+and rows that an ``attention_mask`` takes out, of an encoder that fills short prompts up and masks the filling. No other
+mask is believed: an end token typed into the prompt masks whatever follows, and the diffusion models of Qwen-Image, and
+of HunyuanDiT where the prompt is long, read those rows all the same.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Family:
         pooled: whether ``pooled_output`` holds text that the diffusion model reads.
         ignores_pooled: whether no diffusion model reads it, whatever it holds.
         keys: other text tensors of the dictionary, by key.
-        masks: keys of masks that the encoder puts on the filling of short prompts.
+        masks: key of a mask that the encoder puts on the filling of short prompts -> rows up to which it fills.
         begin: space -> ``[P, D]`` rows that every prompt begins with; P may be 0.
         width: of ``cross_attn``.
     """
@@ -71,7 +71,7 @@ class Family:
     pooled: bool
     ignores_pooled: bool
     keys: tuple[str, ...]
-    masks: frozenset[str]
+    masks: Mapping[str, int]
     begin: Mapping[str, torch.Tensor]
     width: int
 
@@ -93,7 +93,7 @@ class Family:
         two = width == SD3_WIDTH and bool((_zero_tail(tokens) & tokens.ne(0).any(-1).any(0)).any())
         pooled = reads_pooled and any(p is not None and bool(p.ne(0).any()) for _, p, _ in outputs)
         keys = tuple(sorted({k for _, _, extras in outputs for k, v in extras.items() if _is_text(k, v)}))
-        masks = frozenset(k for _, _, extras in outputs for k, v in extras.items() if _masks(k, v))
+        masks = {k: v.shape[-1] for _, _, extras in outputs for k, v in extras.items() if _masks(k, v)}
         blank = cls(two, pooled, not reads_pooled, keys, masks, {}, width)
         parts = [{p.space: p.rows[0] for p in blank._parts(*output)} for output in outputs]
         spaces = {name for p in parts for name in p}
@@ -104,7 +104,8 @@ class Family:
 
     def _parts(self, tokens: torch.Tensor, pooled: torch.Tensor | None, extras: Mapping[str, Any]) -> list[_Part]:
         def mask(key: str) -> Any:
-            return extras.get(key) if key in self.masks else None
+            found = extras.get(key)
+            return found if isinstance(found, torch.Tensor) and found.shape[-1] <= self.masks.get(key, 0) else None
 
         found = []
         if self.two_rows:

@@ -42,6 +42,7 @@ _BEGIN_END: dict[str, tuple[int | None, int | None]] = {
 }
 _SPECIAL = {
     "t5": {"</s>": 1},
+    "roberta": {"[SEP]": 102},
     "llama": {
         "<|start_header_id|>": 128006,
         "<|end_header_id|>": 128007,
@@ -61,7 +62,7 @@ class Words:
         self.special = next((s for name, s in _SPECIAL.items() if name in key), {})
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        words = re.findall(r"<\|\w+\|>|</s>|\n+|\w+|[^\w\s]", text)
+        words = re.findall(r"<\|\w+\|>|</s>|\[SEP\]|\n+|\w+|[^\w\s]", text)
         around = [[] if t is None else [t] for t in (self.begin, self.end)]
         return {"input_ids": around[0] + [self._id(w) for w in words] + around[1]}
 

@@ -26,15 +26,22 @@ guards, encoding = module("nodes.guards"), module("nodes.encoder")
 SafeRegionError = module("saferegion.errors").SafeRegionError
 
 BENIGN = "a quiet house and a blue boat in a harbour, number 7"
+END = "</s> <|endoftext|> [SEP]"
 PROMPTS = {
     "plain": ('a burning house with "burning" on a sign', 'a painted boat with "painted" on a lamp'),
     "long": (
         "a big red thing by the sea " * 25 + "and a burning house",
         "a new blue cat in the fog " * 25 + "or my painted boat",
     ),
-    "ended": ("a house </s> <|endoftext|> and a burning house", "a boat </s> <|endoftext|> or my painted boat"),
+    "ended": (f"a house {END} and a burning house", f"a boat {END} or my painted boat"),
+    "ended early": (
+        f"a house {END} and a burning house " + "by a red tree " * 85,
+        f"a boat {END} or my painted boat " + "in the cold sea " * 85,
+    ),
 }
 """An unsafe prompt and another of the same length: of more than two chunks, and with end tokens typed into it."""
+READ = {"text_embedding_mask": 77, "text_embedding_mask_t5": 256}
+"""HunyuanDiT's masks take rows out of so many last ones only; it reads all others."""
 CHUNK, CLIP_WIDTH = 77, 2048
 TEXT = {
     "context": ("tokens", "attention_mask", "text_embedding_mask"),
@@ -105,6 +112,9 @@ def audit(directions: dict[str, Any], clip_rows: int, plain: Seen, other: Seen, 
         if name not in TEXT:
             raise SystemExit(f"'{name}' depends on the prompt and is not known to hold text.")
         masks = [plain[m][0].bool() for m in TEXT[name][1:] if m in plain]
+        for mask, rows in zip(masks, [READ.get(m) for m in TEXT[name][1:] if m in plain], strict=True):
+            if rows is not None:
+                mask[:-rows] = True
         before, after, elsewhere = (spaces(name, seen[name], clip_rows) for seen in (plain, guarded, other))
         for space, rows in before.items():
             which = (rows != elsewhere[space]).any(-1)

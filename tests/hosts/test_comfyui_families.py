@@ -147,7 +147,7 @@ def test_no_text_reaches_a_network_unguarded(printed: dict[str, Any]) -> None:
 
 
 def test_long_prompts_and_end_tokens_typed_into_them_hide_nothing(printed: dict[str, Any]) -> None:
-    moved: dict[str, set[str]] = {"long": set(), "ended": set()}
+    moved: dict[str, set[str]] = {"long": set(), "ended": set(), "ended early": set()}
     for found in printed["families"].values():
         for which in moved.keys() & found.get("far", {}).keys():
             if any(before > 0 for before, _ in found["far"][which].values()):
@@ -155,6 +155,7 @@ def test_long_prompts_and_end_tokens_typed_into_them_hide_nothing(printed: dict[
     both = {f"{name}Tokenizer" for name in ("SD1", "SD2", "SDXL", "SD3", "Flux", "QwenImage", "Lumina", "HunyuanVideo")}
     assert moved["long"] >= both | {"WanT5Tokenizer", "Omnigen2Tokenizer"}, moved["long"]
     assert moved["ended"] >= both | {"PixArtTokenizer", "AceT5Tokenizer"}, moved["ended"]
+    assert "HyditTokenizer" in moved["ended early"], moved["ended early"]
 
 
 def test_the_three_guards_give_one_result_and_leave_benign_prompts_alone(printed: dict[str, Any]) -> None:

@@ -247,6 +247,14 @@ def test_the_mask_of_an_encoder_without_filling_hides_nothing(made: Callable[...
     assert setup.far(after) <= 1e-4 < setup.far(tokens)
 
 
+def test_no_mask_is_believed_of_a_prompt_that_needs_no_filling(made: Callable[..., Setup]) -> None:
+    setup = made(masked())
+    tokens, _, extras = setup.text(LONG + UNSAFE)
+    mask = torch.zeros_like(extras["attention_mask"])
+    after = setup.apply(tokens, None, {"attention_mask": mask})[0]
+    assert setup.far(after) <= 1e-4 < setup.far(tokens)
+
+
 def test_one_mask_serves_a_batch(made: Callable[..., Setup]) -> None:
     setup = made(masked())
     tokens, _, extras = setup.text(UNSAFE)
