@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import hashlib
 import importlib
 import json
 import sys
 import traceback
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,7 +226,7 @@ class Siblings:
         self.lora = lambda clip, s: kinds["LoraLoader"]().load_lora(self.model, clip, "styled.safetensors", 1.0, s)[1]
         self.layer = lambda clip, n: kinds["CLIPSetLastLayer"]().set_last_layer(clip, n)[0]
         self.encode = lambda clip, text=cases.UNSAFE: kinds["CLIPTextEncode"]().encode(clip, text)[0]
-        self.guard_clip = lambda clip: kinds["SafeRegionGuardCLIP"]().guard(clip, self.region)[0]
+        self.guard_clip = lambda clip, region=self.region: kinds["SafeRegionGuardCLIP"]().guard(clip, region)[0]
         self.guard_model = lambda: kinds["SafeRegionGuardModel"]().guard(self.model, self.clip, False, self.region)[0]
 
     def latent(self, model: Any, positive: Any) -> Bits:
@@ -253,8 +255,11 @@ class Siblings:
 
         look({})
         guards = {"clip": self.guard_clip(self.clip), "model": self.guard_model()}
+        other = nodes.NODE_CLASS_MAPPINGS["SafeRegion"]().choose("lightning.yaml", 1.0, "erase")[0]
+        another = self.guard_clip(self.clip, other)
         for _ in range(2):
             look(guards)
+            found.setdefault("text of another guard", []).append(self.text(another))
         comfy.model_management.unload_all_models()
         look(guards)
         look({})
@@ -288,6 +293,18 @@ def side_by_side(table: Table) -> dict[str, list[Bits]]:
     return found
 
 
+@torch.inference_mode()
+def freed(table: Table) -> dict[str, bool]:
+    """Whether text encoder and diffusion model go away once nobody holds them any more."""
+    siblings = Siblings(table)
+    siblings.latent(siblings.guard_model(), siblings.encode(siblings.guard_clip(siblings.clip)))
+    kept = {"clip": weakref.ref(siblings.clip.cond_stage_model), "model": weakref.ref(siblings.model.model)}
+    del siblings
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    return {name: reference() is None for name, reference in kept.items()}
+
+
 def window(table: Table) -> dict[str, dict[str, Any]]:
     """A direction that acts in the first half of the sampling only: what was seen, by kind of prompt and guard."""
     found: dict[str, dict[str, Any]] = {}
@@ -311,6 +328,7 @@ def main() -> None:
         "siblings": lambda: Siblings(table).run(),
         "side by side": lambda: side_by_side(table),
         "window": lambda: window(table),
+        "freed": lambda: freed(table),
     }
     found = {}
     for name in wanted or (*cases.CASES, *extras):

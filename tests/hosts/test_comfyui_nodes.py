@@ -98,6 +98,11 @@ def test_unguarded_siblings_give_the_same_bits_before_and_after(seen: Seen) -> N
     for what in ("text", "lora text", "layer text"):
         assert found[what][0] != found[f"{what} clip"][0]
     assert found["latent"][0] != found["latent model"][0]
+    assert found["text of another guard"][0] not in (found["text"][0], found["text clip"][0])
+
+
+def test_guards_keep_no_model_in_memory(seen: Seen) -> None:
+    assert seen["freed"] == {"clip": True, "model": True}
 
 
 @pytest.mark.parametrize("guard", GUARDS)
