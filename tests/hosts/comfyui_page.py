@@ -87,6 +87,33 @@ class Desk:
     def setting(self, name: str, value: Any) -> None:
         self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
 
+    def says(self, language: str, keys: list[str]) -> list[str]:
+        """What the page shows for keys of its translations."""
+        found: list[str] = self.page.evaluate(
+            """([locale, keys]) => {
+                const root = [...document.querySelectorAll('*')].find(e => e.__vue_app__)
+                return keys.map(key => root.__vue_app__.config.globalProperties.$t(key, {}, {locale}))
+            }""",
+            [language, keys],
+        )
+        return found
+
+    def tip(self, node: str, entry: str) -> str:
+        """Rests the mouse on an input of the node of this type and reads what pops up."""
+        x, y = self.page.evaluate(
+            """([kind, entry]) => {
+                const node = app.graph._nodes.find(n => n.type == kind), {scale, offset} = app.canvas.ds
+                const canvas = app.canvas.canvas.getBoundingClientRect()
+                const [x, y] = node.getInputPos(node.inputs.findIndex(i => i.name == entry))
+                return [canvas.left + (x + offset[0]) * scale, canvas.top + (y + offset[1]) * scale]
+            }""",
+            [node, entry],
+        )
+        self.page.mouse.move(x + 30, y - 60)
+        self.page.mouse.move(x, y, steps=5)
+        found: str = self.page.locator(".node-tooltip").inner_text()
+        return found
+
     def load(self, graph: Graph, name: str = "example") -> None:
         """Opens a workflow as dropping its file on the page does, and brings all of it into view."""
         self.page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [graph, name])

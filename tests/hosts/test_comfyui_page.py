@@ -4,12 +4,14 @@ pages open, and labels speak the user's language."""
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from comfyui_page import Desk, Graph, NoBrowser, chromium, desk, example, fitted
+from comfyui_page import PROJECT, Desk, Graph, NoBrowser, chromium, desk, example, fitted
 from host_servers import ComfyUI, read_picture
 from PIL import Image
 
@@ -160,6 +162,26 @@ def test_labels_tips_and_help_speak_german(page: Desk, in_language: Any) -> None
         }"""
     )
     assert {"Vermeiden", "Stattdessen", "Sätze", "Bereich", "Stärke"} <= set(labels)
+    assert page.tip("SafeRegionGuardModel", "region").startswith("Was eingeschaltet ist")
     found = help_page(page, "SafeRegionGuardModel")
     found.get_by_role("heading", name="Grenzen").wait_for()
     assert "im letzten Augenblick" in found.inner_text()
+
+
+def flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    else:
+        for key, inner in value.items():
+            yield from flat(inner, f"{path}.{key}")
+
+
+def test_the_page_reads_every_message_as_it_is_meant(page: Desk) -> None:
+    """The page's own translation reads braces and other signs in a message as syntax."""
+    for folder in sorted((PROJECT / "locales").iterdir()):
+        meant: dict[str, str] = {}
+        for name, root in (("nodeDefs", "nodeDefs"), ("main", "")):
+            found = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            meant |= {key.strip("."): text for key, text in flat(found, root)}
+        plain = [re.sub(r"\{'([^']*)'\}", r"\1", text) for text in meant.values()]
+        assert page.says(folder.name, list(meant)) == plain, folder.name
