@@ -58,6 +58,7 @@ class Family:
     """Embedding spaces of one text encoder.
 
     Attributes:
+        blank: whether ``cross_attn`` is nothing but zeros (HiDream without its T5).
         two_rows: whether CLIP rows (zeros beyond channel 2048) and T5 rows share ``cross_attn``.
         pooled: whether ``pooled_output`` holds text that the diffusion model reads.
         ignores_pooled: whether no diffusion model reads it, whatever it holds.
@@ -67,6 +68,7 @@ class Family:
         width: of ``cross_attn``.
     """
 
+    blank: bool
     two_rows: bool
     pooled: bool
     ignores_pooled: bool
@@ -93,12 +95,17 @@ class Family:
         two = width == SD3_WIDTH and bool((_zero_tail(tokens) & tokens.ne(0).any(-1).any(0)).any())
         pooled = reads_pooled and any(p is not None and bool(p.ne(0).any()) for _, p, _ in outputs)
         keys = tuple(sorted({k for _, _, extras in outputs for k, v in extras.items() if _is_text(k, v)}))
+        zeros = not any(bool(tokens.ne(0).any()) for tokens, _, _ in outputs)
+        if zeros and not keys:
+            raise ConditioningError(
+                "This text encoder gives token embeddings of zeros, so it cannot be guarded; load all of its parts."
+            )
         masks = {k: v.shape[-1] for _, _, extras in outputs for k, v in extras.items() if _masks(k, v)}
-        blank = cls(two, pooled, not reads_pooled, keys, masks, {}, width)
-        parts = [{p.space: p.rows[0] for p in blank._parts(*output)} for output in outputs]
+        unknown = cls(zeros, two, pooled, not reads_pooled, keys, masks, {}, width)
+        parts = [{p.space: p.rows[0] for p in unknown._parts(*output)} for output in outputs]
         spaces = {name for p in parts for name in p}
         begin = {name: _common([p[name] for p in parts if name in p]) for name in spaces}
-        return cls(two, pooled, not reads_pooled, keys, masks, begin, width)
+        return cls(zeros, two, pooled, not reads_pooled, keys, masks, begin, width)
 
     # -- taking apart ----------------------------------------------------------------------------------------------
 
@@ -115,10 +122,10 @@ class Family:
                     rows = tokens[:, where.to(tokens.device)]
                     rows = rows[:, :, :SD3_CLIP_WIDTH] if space == CLIP_ROWS else rows
                     found.append(self._part(space, rows, None, None, where))
-        else:
+        elif not self.blank:
             found.append(self._part(TOKENS, tokens, mask(MASK), None, None))
         for key in self.keys:
-            if extras.get(key) is not None:
+            if _is_text(key, extras.get(key)):
                 rows = _as_rows(extras[key], key)
                 found.append(self._part(_space(key), rows, mask(f"{MASK}_{_space(key)}"), key, None))
         return found
@@ -243,6 +250,11 @@ class Family:
                 "This conditioning carries song lyrics, which go to the model as token ids and cannot be guarded: "
                 "leave the lyrics empty, or take the guard out."
             )
+        if self.blank and bool(tokens.ne(0).any()):
+            raise ConditioningError(
+                "This conditioning carries token embeddings, which the connected CLIP does not give: connect the CLIP "
+                "that made the conditioning."
+            )
         unknown = [k for k, v in extras.items() if _is_text(k, v) and k not in self.keys]
         if unknown:
             raise ConditioningError(
@@ -285,6 +297,7 @@ def _is_text(key: str, value: Any) -> bool:
         and isinstance(value, torch.Tensor)
         and value.is_floating_point()
         and value.ndim >= 2
+        and bool(value.ne(0).any())
     )
 
 

@@ -69,7 +69,7 @@ class Kind:
     sizes: dict[str, dict[str, Any]]
     data: Callable[[], dict[str, Any]] = dict
     guarded: bool = True
-    weights: bool = True  # ComfyUI's LLM encoders give NaN for weighted words
+    weights: bool = True  # ComfyUI's Omnigen2 gives NaN for weighted words
 
 
 L, G, H = ("clip_l_model_config", clip_sizes(SMALL)), ("clip_g_model_config", clip_sizes(BIG)), clip_sizes(BIG)

@@ -231,6 +231,33 @@ def test_the_layers_of_an_encoder_that_gives_all_of_them_are_guarded_each_in_its
     assert same_bits(family._from_rows(family._as_rows(vector, "key"), vector), vector)
 
 
+def test_an_encoder_of_which_a_part_is_missing_is_guarded_by_the_rest(made: Callable[..., Setup]) -> None:
+    whole = llama()
+
+    def without_t5(prompt: str) -> Any:
+        tokens, _, extras = whole(prompt)
+        return torch.zeros_like(tokens), None, extras
+
+    def without_llama(prompt: str) -> Any:
+        tokens, _, _ = whole(prompt)
+        return tokens, None, {"conditioning_llama3": torch.zeros(1, 3, 1, CLIP)}
+
+    for text, space in ((without_t5, "llama3"), (without_llama, "tokens")):
+        setup = made(text)
+        tokens, _, extras = text(UNSAFE)
+        after, _, changed, _ = setup.apply(tokens, None, extras)
+        assert setup.guard.spaces() == {space}
+        assert setup.far(after, None, {**extras, **changed}) <= 1e-4 < setup.far(tokens, None, extras)
+        with pytest.raises(setup.error, match="connect the CLIP"):
+            tokens, _, extras = whole(UNSAFE)
+            setup.apply(tokens, None, extras)
+
+
+def test_an_encoder_of_zeros_is_refused(family: ModuleType, pack: Callable[..., ModuleType]) -> None:
+    with pytest.raises(pack("saferegion.errors").ConditioningError, match="embeddings of zeros"):
+        family.Family.of([(torch.zeros(1, 4, 6), torch.ones(1, 3), {"conditioning_llama3": torch.zeros(1, 2, 1, 6)})])
+
+
 def test_filling_that_the_encoder_masks_does_not_move(made: Callable[..., Setup]) -> None:
     setup = made(masked())
     tokens, _, extras = setup.text(UNSAFE)
