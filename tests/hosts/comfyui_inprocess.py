@@ -75,7 +75,7 @@ class Recorder:
 
 
 class Kept:
-    """Every tensor that a node has returned, with its bits at that time."""
+    """Every tensor that any node has returned, with its bits at that time."""
 
     def __init__(self) -> None:
         self.tensors: dict[int, tuple[torch.Tensor, Bits]] = {}
@@ -109,8 +109,8 @@ def executor() -> execution.PromptExecutor:
     return execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC)
 
 
-def start() -> Any:
-    """Load the nodes and write a ControlNet; the modules of the pack."""
+def start() -> tuple[Any, Any]:
+    """Load the nodes and write a ControlNet; the pack's modules `guards` and `encoder`."""
     asyncio.run(nodes.init_builtin_extra_nodes())
     for name in ("microworld_sizes", "safe-region"):
         if not asyncio.run(nodes.load_custom_node(f"{base}/custom_nodes/{name}")):
@@ -156,7 +156,6 @@ class Table:
         case = cases.CASES[name]
         found: dict[str, dict[str, Any]] = {}
         for kind in ("unsafe", "benign"):
-            self.kept.tensors.clear()
             regions: list[list[Any]] = []
             for guard in ("", *cases.GUARDS):
                 graph = cases.Graph(guard, getattr(case, kind), case.concepts, case.avoided)
@@ -166,6 +165,7 @@ class Table:
                     regions = regions or self.regions(graph)
                     told["scores"] = self.scores(regions, case)
                 found[f"{kind} {guard}".strip()] = told
+        found["cache"] = {"tensors": len(self.kept.tensors), "changed": self.kept.changed()}
         return found
 
     def run(self, graph: cases.Graph, case: cases.Case) -> dict[str, Any]:
@@ -179,7 +179,6 @@ class Table:
             "latent": bits(self.value([graph.result, 0])["samples"]),
             "seen": {name: list(rows) for name, rows in self.recorder.seen.items()},
             "calls": self.recorder.calls,
-            "changed": self.kept.changed(),
         }
 
     def value(self, link: list[Any]) -> Any:
