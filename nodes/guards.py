@@ -18,7 +18,7 @@ from ..saferegion.selection import Guard, GuardReport, Selection
 from .encoder import Encode, TextEncoder, Tokens, output, tokenizing, unguarded
 from .family import Family
 from .files import library
-from .progress import Progress
+from .progress import Progress, this_run
 
 log = logging.getLogger("saferegion")
 
@@ -160,6 +160,7 @@ class ClipGuard:
         self._stage, self._tokenize = clip.cond_stage_model, tokenizing(clip)
         self._fitted: dict[Any, Fitted] = {}
         self._said: deque[str] = deque(maxlen=SHOWN)
+        self._run: str | None = None
 
     def encoder(self) -> TextEncoder:
         return TextEncoder(self._stage, self.safe_region_unguarded, self._tokenize)
@@ -186,6 +187,9 @@ class ClipGuard:
         embedded, pooled, extras = output(result)
         fitted = self.fitted()
         embedded, pooled, changed, report = fitted.family.guard(fitted.guard, embedded, pooled, extras)
+        if (run := this_run()) != self._run:
+            self._said.clear()
+            self._run = run
         self._said.append(told([report] if report is not None else []))
         self.tell("\n".join(dict.fromkeys(self._said)))
         return (embedded, pooled, *([{**extras, **changed}, *result[3:]] if len(result) > 2 else []))

@@ -26,9 +26,17 @@ class Progress:
         self._bar.update_absolute(done, total)
 
 
+def _server() -> Any:
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def this_run() -> str | None:
+    """Identifies the workflow that runs now; None where there is no server."""
+    return getattr(_server(), "last_prompt_id", None)
+
+
 def show_below(node: Any, text: str) -> None:
     """Text below a node of the page, where the host can show it."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    send = getattr(server, "send_progress_text", None)  # since 0.3.34
+    send = getattr(_server(), "send_progress_text", None)  # since 0.3.34
     if send is not None and node is not None:
         send(text, str(node))

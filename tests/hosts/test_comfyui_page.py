@@ -92,8 +92,20 @@ def test_the_heat_map_appears_in_the_node_and_the_report_beside_it(page: Desk, c
     assert ((seen > 240).all(2).mean() > 0.1) and ((seen[..., 0] - seen[..., 1]) > 60).any()  # it is drawn there
 
 
-def test_a_harmless_prompt_is_told_to_be_inside(page: Desk) -> None:
-    page.load(asking(fitted("one_node"), "a red fire truck in a city"))
+def test_the_line_below_guard_clip_tells_of_all_prompts_of_this_run_and_of_no_other(page: Desk) -> None:
+    graph = fitted("one_node")
+    (guard,) = (n for n in graph["nodes"] if n["type"] == "SafeRegionGuardCLIP")
+    (negative,) = (n for n in graph["nodes"] if n.get("title", "").startswith("Negative"))
+    (link,) = (x for x in graph["links"] if x[0] == negative["inputs"][0]["link"])
+    (loader,) = (n for n in graph["nodes"] if n["id"] == link[1])
+    loader["outputs"][link[2]]["links"].remove(link[0])
+    guard["outputs"][0]["links"].append(link[0])
+    link[1:3] = guard["id"], 0
+    page.load(asking(graph, "a yellow car in flames in a city"))
+    page.run()
+    (both,) = page.texts_on("SafeRegionGuardCLIP")
+    assert "Fire: +" in both and "inside the safe region; nothing was changed" in both
+    page.load(asking(graph, "a red fire truck in a city"))
     page.run()
     assert page.texts_on("SafeRegionGuardCLIP") == ["inside the safe region; nothing was changed"]
 
