@@ -233,7 +233,7 @@ def network(model: type) -> tuple[comfy.model_patcher.ModelPatcher, Recorder, Te
     weights = {"cc_projection.weight": torch.zeros(768, 772), "cc_projection.bias": torch.zeros(768)}
     for name in ("start", "total"):
         seconds = NumberConditioner(768, 0, 512).state_dict()
-        weights |= {f"conditioner.conditioners.seconds_{name}.{k}": v for k, v in seconds.items()}
+        weights |= {f"conditioner.conditioners.seconds_{name}.{k}": torch.zeros_like(v) for k, v in seconds.items()}
     comfy.model_base.BaseModel.diffusion_model = recorder  # some look at it before it is there
     try:
         made = config.get_model(weights, "", device=None)
