@@ -86,20 +86,14 @@ class Report:
         found = []
         for s in self.spaces:
             before, after = s.before(len(self.concepts)), s.after(len(self.concepts))
+            most, least = _highest(before), _highest(after)
+            outside: dict[tuple[int, int], list[int]] = {}
+            for b, t, k in (before > 0).nonzero().tolist():
+                outside.setdefault((b, k), []).append(t)
             for b in range(before.shape[0]):
                 for k, concept in enumerate(self.concepts):
-                    column = before[b, :, k]
-                    found.append(
-                        Finding(
-                            b,
-                            s.space,
-                            concept,
-                            self.titles[k],
-                            _highest(column),
-                            _highest(after[b, :, k]),
-                            tuple((column > 0).nonzero().flatten().tolist()),
-                        )
-                    )
+                    tokens = tuple(outside.get((b, k), ()))
+                    found.append(Finding(b, s.space, concept, self.titles[k], most[b][k], least[b][k], tokens))
         return tuple(sorted(found, key=lambda f: f.prompt))
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,9 +141,14 @@ class Report:
         return "\n".join(lines)
 
 
-def _highest(column: torch.Tensor) -> float | None:
-    known = column[~column.isnan()]
-    return round(float(known.max()), 4) if len(known) else None
+def _highest(values: torch.Tensor) -> list[list[float | None]]:
+    """Largest known value over the tokens of ``[B, T, K]``, by prompt and concept."""
+    if not values.shape[1]:
+        return [[None] * values.shape[2]] * values.shape[0]
+    unknown = values.isnan()
+    top = values.masked_fill(unknown, float("-inf")).amax(1).tolist()
+    none = unknown.all(1).tolist()
+    return [[None if n else round(v, 4) for v, n in zip(*row, strict=True)] for row in zip(top, none, strict=True)]
 
 
 def _words(tokens: tuple[int, ...], strings: Sequence[str] | None) -> str:

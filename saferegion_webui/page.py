@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from .arguments import MODES, NAMES, STRONGEST, pasted
-from .guards import concept_names
 
 TITLE = "Safe Region"
 DEFAULT_CONCEPTS = ("nudity", "violence", "self-harm")
@@ -21,6 +20,12 @@ def option(name: str, default: Any) -> Any:
 def default_concepts() -> list[str]:
     chosen = option("concepts", list(DEFAULT_CONCEPTS))
     return [name for name in chosen if isinstance(name, str)] if isinstance(chosen, list | tuple) else []
+
+
+def concept_names() -> list[str]:
+    from . import guards  # loads the library
+
+    return guards.concept_names()
 
 
 def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:

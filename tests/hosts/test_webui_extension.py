@@ -144,6 +144,17 @@ def test_nothing_leaks_between_requests(paint: Studio) -> None:
         assert same(again, first[name, on]), (turn, name, on)
 
 
+def test_a_picture_costs_no_further_pass_of_any_network(paint: Studio, webui: WebUI) -> None:
+    request = {"prompt": UNSAFE, "negative_prompt": "a tree", "steps": 5, "batch_size": 2}
+    counts = []
+    for turn, args in enumerate((ON, None, ON)):
+        webui.post_json("/test/counts", {})
+        paint(args, **{**request, "prompt": f"{UNSAFE}, number {turn}"})
+        counts.append(webui.post_json("/test/counts", {}))
+    print("passes without and with the guard:", counts[1:])
+    assert counts[1] == counts[2] == {"unet": 5, "encoder": 2}
+
+
 def test_every_part_of_a_prompt_is_guarded(world: MicroWorld, paint: Studio) -> None:
     for name in ("plain", "editing", "AND", "BREAK", "emphasis", "long", "embedding", "lora"):
         on = paint.fire(world, ON, **{**VARIATIONS[name], "batch_size": PICTURES})

@@ -27,6 +27,9 @@ def write(data: Path, world: MicroWorld, checkpoint: Path) -> None:
     save_file({"emb_params": embedding(world, EMBEDDED)}, data / "embeddings" / f"{EMBEDDING}.safetensors")
     save_file(mirrored(load_file(checkpoint)), models / "Stable-diffusion" / f"{OTHER}.safetensors")
     shutil.copyfile(models / "Stable-diffusion" / "microworld.yaml", models / "Stable-diffusion" / f"{OTHER}.yaml")
+    counter = data / "extensions" / "counter" / "scripts"
+    counter.mkdir(parents=True)
+    shutil.copyfile(Path(__file__).with_name("webui_counter.py"), counter / "counter.py")
 
 
 def mirrored(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,31 @@
+"""An extension for the tests: counts the passes of the UNet and of the text encoder. POST /test/counts starts anew."""
+
+from modules import script_callbacks, shared
+
+_counts = {"unet": 0, "encoder": 0}
+_hooks = []
+
+
+def _count(name):
+    def hook(*_):
+        _counts[name] += 1
+
+    return hook
+
+
+def _started(_, app):
+    @app.post("/test/counts")
+    def counts():
+        found = dict(_counts)
+        _counts.update(unet=0, encoder=0)
+        for hook in _hooks:
+            hook.remove()
+        checkpoint = shared.sd_model
+        _hooks[:] = [
+            checkpoint.model.diffusion_model.register_forward_pre_hook(_count("unet")),
+            checkpoint.cond_stage_model.register_forward_pre_hook(_count("encoder")),
+        ]
+        return found
+
+
+script_callbacks.on_app_started(_started)
