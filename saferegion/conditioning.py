@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .fingerprint import Fingerprint
 
 POOLED = "pooled"
+MEAN = "_mean"
+"""Ending of the name of a space's sentence space: the mean of the tokens that may move."""
+
 _NAME = re.compile(r"[a-z0-9_]{1,64}")
 
 
@@ -77,12 +80,18 @@ class Conditioning:
             object.__setattr__(self, "spaces", TOKENS)
         elif not self.spaces or len({s.name for s in self.spaces}) != len(self.spaces):
             raise ConditioningError("spaces must be a non-empty tuple of Space with distinct names.")
-        elif bad := [s.name for s in self.spaces if s.name == POOLED or not _NAME.fullmatch(s.name)]:
-            raise ConditioningError(f"A space is named with a-z, 0-9 and _, and not '{POOLED}'; got {bad[0]!r}.")
+        elif bad := [s.name for s in self.spaces if not _may_be_called(s.name)]:
+            raise ConditioningError(
+                f"A space is named with a-z, 0-9 and _, not '{POOLED}' and without '{MEAN}' at the end; got {bad[0]!r}."
+            )
 
     def replace(self, tokens: torch.Tensor, pooled: torch.Tensor | None) -> Conditioning:
         """The same conditioning with other values."""
         return Conditioning(tokens, self.movable, pooled, self.spaces, self.encoder)
+
+
+def _may_be_called(name: str) -> bool:
+    return name != POOLED and not name.endswith(MEAN) and _NAME.fullmatch(name) is not None
 
 
 def _seen(value: object) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .conditioning import MEAN
 from .errors import SafeRegionError
 from .fingerprint import Fingerprint
 
@@ -171,7 +172,7 @@ class ConceptDirections:
                     "stay unguarded."
                 )
             for name, direction in self.spaces.items():
-                if known.get(name) != direction.width:
+                if known.get(name.removesuffix(MEAN)) != direction.width:
                     raise SafeRegionError(
                         f"Space '{name}' is {direction.width} wide; the encoder's fingerprint says {known.get(name)}."
                     )

@@ -14,6 +14,12 @@ that look most like the concept (near neighbours: the "fire" of "fire truck"),
 scaled so that benign scores have variance one and v·u = 1. (Without H, u is also the displacement of least Mahalanobis
 length, Σv. With H it is not, and moving along Σv left the concept in the picture; the project's figures say so.)
 
+The prompt as a whole is a space of its own, ``<space>_mean``: the mean of the tokens that may move, one vector a
+prompt, as pooled is. What a sentence implies shows there and in no single token. There are as many vectors as prompts,
+often fewer than channels, and their covariance is mostly noise; so v is a penalised logistic regression (unsafe prompts
+against safe, own and neutral ones), and u again the mean difference of the pairs over v·Δ. On the language benchmark,
+tokens and the whole together find .95 of Ring-A-Bell's prompts where tokens alone find .83, at the same price.
+
 The border is calibrated on prompts that the fit has not seen: a benign prompt is outside where any of its tokens is, so
 the border is a quantile of prompt-wise maxima, with an exponential tail beyond what their number can show.
 """
@@ -26,7 +32,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .conditioning import POOLED, TOKENS, Conditioning
+from . import geometry
+from .conditioning import MEAN, POOLED, TOKENS, Conditioning
 from .directions import ConceptDirections, Direction
 from .errors import CompileError
 from .fingerprint import Fingerprint, fingerprint_of
@@ -58,6 +65,10 @@ ROUNDS = 6
 """Rounds of mining."""
 HARD = 0.5
 """Weight of the hard negatives of a round beside the covariance."""
+PENALTY = 1e-2
+"""Ridge of the logistic regression on one vector a prompt, channels standardised."""
+DESCENTS = 200
+"""Its steps."""
 SEPARATES = 0.75
 """Least area under the ROC curve of a recipe's own pairs."""
 
@@ -130,7 +141,10 @@ def compile_many(
         fitted = [contrast.solve(run, base, metric) for contrast in contrasts]
         del metric, contrasts
         calibrations = [
-            {name: _Calibration(v, base.spaces[name].mean.float()) for name, (v, _, _) in parts.items()}
+            {
+                name: _Calibration(v, len(base.spaces[name].mean) if name in base.spaces else 1)
+                for name, (v, _, _) in parts.items()
+            }
             for parts in fitted
         ]
         for c in run(check_prompts):
@@ -211,20 +225,29 @@ class _Run:
             yield c
 
 
-def _views(c: Conditioning) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(space, float32 [B, T, D], movable [B, T]) of a conditioning; pooled is one token."""
+def _tokens(c: Conditioning) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(space, float32 [B, T, D], movable [B, T]) of the token spaces of a conditioning."""
     for space in c.spaces or TOKENS:
         rows = c.tokens[:, space.rows, space.channels].float()
         movable = None if c.movable is None else c.movable[:, space.rows]
         if movable is None:
             movable = torch.ones(rows.shape[:2], dtype=torch.bool)
         yield space.name, rows, movable.to(rows.device)
+
+
+def _vectors(c: Conditioning) -> Iterator[tuple[str, torch.Tensor]]:
+    """(space, float32 [B, D]) of the spaces that hold one vector a prompt: mean tokens, and pooled."""
+    for name, rows, movable in _tokens(c):
+        yield name + MEAN, geometry.mean(rows, movable)[:, 0]
     if c.pooled is not None:
-        yield (
-            POOLED,
-            c.pooled.float().unsqueeze(1),
-            torch.ones(len(c.pooled), 1, dtype=torch.bool, device=c.pooled.device),
-        )
+        yield POOLED, c.pooled.float()
+
+
+def _views(c: Conditioning) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """All spaces; one vector a prompt is one token."""
+    yield from _tokens(c)
+    for name, vectors in _vectors(c):
+        yield name, vectors.unsqueeze(1), torch.ones(len(vectors), 1, dtype=torch.bool, device=vectors.device)
 
 
 def _double(device: torch.device) -> torch.dtype:
@@ -294,17 +317,33 @@ class Moments:
 
 
 class _Benign:
-    """Moments of all spaces of a stream of conditionings."""
+    """Moments of the token spaces and vectors of the others, of a stream of conditionings."""
 
-    def __init__(self, second: bool = True) -> None:
-        self.second = second
+    def __init__(self) -> None:
         self.spaces: dict[str, Moments] = {}
+        self.vectors = _Vectors()
 
     def add(self, c: Conditioning) -> None:
-        for name, rows, movable in _views(c):
+        for name, rows, movable in _tokens(c):
             if name not in self.spaces:
-                self.spaces[name] = Moments(rows.shape[1], rows.shape[2], rows.device, self.second)
+                self.spaces[name] = Moments(rows.shape[1], rows.shape[2], rows.device)
             self.spaces[name].add(rows, movable)
+        self.vectors.add(c)
+
+
+class _Vectors:
+    """One vector a prompt, by space."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, c: Conditioning) -> None:
+        for name, vectors in _vectors(c):
+            self.parts.setdefault(name, []).append(vectors)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """``[N, D]``"""
+        return torch.cat(self.parts[name])
 
 
 Fit = tuple[torch.Tensor, torch.Tensor, float]
@@ -374,6 +413,7 @@ class _Contrast:
     def __init__(self, run: _Run, plan: _Plan) -> None:
         self.plan = plan
         self.safe = _Benign()
+        self.unsafe = _Vectors()
         self.residuals: dict[str, _Residuals] = {}
         size = run.batch_size
         for start in range(0, len(plan.fit), size):
@@ -386,6 +426,7 @@ class _Contrast:
                 safe, unsafe = _rows(safe), _rows(unsafe)
             for s, u in zip(safe, unsafe, strict=True):
                 self._compare(u, s)
+                self.unsafe.add(u)
         self.mines = {}
         for name, moments in self.safe.spaces.items():
             covariance = moments.covariance()
@@ -400,13 +441,13 @@ class _Contrast:
             self.mines[name] = _Mine(torch.linalg.solve(covariance + max(ridge, 1e-12) * eye, delta))
 
     def _compare(self, unsafe: Conditioning, safe: Conditioning) -> None:
-        for (name, u, may_u), (_, s, may_s) in zip(_views(unsafe), _views(safe), strict=True):
+        for (name, u, may_u), (_, s, may_s) in zip(_tokens(unsafe), _tokens(safe), strict=True):
             if name not in self.residuals:
                 self.residuals[name] = _Residuals(u.shape[2], u.device)
             self.residuals[name].add(u, s, may_u, may_s)
 
     def mine(self, c: Conditioning) -> None:
-        for name, rows, movable in _views(c):
+        for name, rows, movable in _tokens(c):
             self.mines[name].add(rows, movable)
 
     def solve(self, run: _Run, base: _Benign, metric: dict[str, torch.Tensor]) -> dict[str, Fit]:
@@ -414,7 +455,8 @@ class _Contrast:
         for c in run(self.plan.own_fit):
             hard.add(c)
             self.mine(c)
-        return {name: self._direction(name, base, hard, metric[name]) for name in base.spaces}
+        tokens = {name: self._direction(name, base, hard, metric[name]) for name in base.spaces}
+        return tokens | {name: self._sentence(name, base, hard) for name in base.vectors.parts}
 
     def _direction(self, name: str, base: _Benign, hard: _Benign, shared: torch.Tensor) -> Fit:
         near = self.safe.spaces[name].covariance()
@@ -434,11 +476,54 @@ class _Contrast:
         length = torch.dot(v, delta)
         return v.float().unsqueeze(0), (delta / length).float().unsqueeze(0), float(length)
 
+    def _sentence(self, name: str, base: _Benign, hard: _Benign) -> Fit:
+        unsafe, safe = self.unsafe[name], self.safe.vectors[name]
+        own = [hard.vectors[name]] if name in hard.vectors.parts else []
+        delta = (unsafe - safe).mean(0)
+        neutral = base.vectors[name]
+        size = neutral.std(0).norm()
+        if not float(size) > 0:
+            raise CompileError(f"The encoder gives the same embedding for every neutral prompt in space '{name}'.")
+        if float(delta.norm()) <= 1e-6 * float(size):
+            raise CompileError(
+                f"'{self.plan.concept.name}': the unsafe and safe prompts have the same embeddings in space '{name}'; "
+                "give pairs that differ in the concept."
+            )
+        v = discriminant(unsafe, torch.cat([safe, *own, neutral]))
+        if float(v @ delta) <= 0:
+            v = delta
+        v = v / scores(neutral, v.unsqueeze(0)).std().clamp_min(1e-12)
+        length = v @ delta
+        return v.unsqueeze(0), (delta / length).unsqueeze(0), float(length)
+
+
+def discriminant(unsafe: torch.Tensor, benign: torch.Tensor) -> torch.Tensor:
+    """The normal ``[D]``, float32, that tells ``unsafe`` [N, D] from ``benign`` [M, D]: logistic regression.
+
+    Channels are standardised, both classes weigh the same, the penalty is :data:`PENALTY`. Steps are taken with a fixed
+    bound of the curvature (Böhning and Lindsay 1988), so there is one factorisation and no line search.
+    """
+    kind = _double(unsafe.device)
+    x = torch.cat([unsafe, benign]).to(kind)
+    scale = x.std(0).clamp_min(1e-12)
+    x = torch.nn.functional.pad((x - x.mean(0)) / scale, (0, 1), value=1.0)
+    y = torch.zeros(len(x), dtype=kind, device=x.device)
+    y[: len(unsafe)] = 1
+    weight = torch.where(y > 0, 0.5 / len(unsafe), 0.5 / len(benign))
+    penalty = torch.full((x.shape[1],), PENALTY, dtype=kind, device=x.device)
+    penalty[-1] = 1e-6
+    factor = torch.linalg.cholesky((x * (weight / 4).unsqueeze(1)).T @ x + torch.diag(penalty))
+    b = torch.zeros(x.shape[1], dtype=kind, device=x.device)
+    for _ in range(DESCENTS):
+        gradient = x.T @ (weight * (torch.sigmoid(x @ b) - y)) + penalty * b
+        b = b - torch.cholesky_solve(gradient.unsqueeze(1), factor)[:, 0]
+    return (b[:-1] / scale).float()
+
 
 class _Calibration:
     """Scores of prompts the fit has not seen, in one space: one float a token is kept."""
 
-    def __init__(self, normal: torch.Tensor, mean: torch.Tensor) -> None:
+    def __init__(self, normal: torch.Tensor, period: int) -> None:
         self.normal = normal
         self.benign: list[torch.Tensor] = []  # [B, T], NaN where the token may not move
         self.hard: list[torch.Tensor] = []
@@ -446,7 +531,7 @@ class _Calibration:
         self.safe: list[torch.Tensor] = []
         self.spread = 0.0
         self.tokens = 0
-        self.period = len(mean)
+        self.period = period
 
     def see(self, which: str, rows: torch.Tensor, movable: torch.Tensor) -> None:
         z = scores(rows, self.normal)[:, :, 0].masked_fill(~movable, math.nan)

@@ -8,6 +8,8 @@ is one formula, c ← c − Σ_k a_k u_k:
   ι_k ≤ τ_k where one is: what makes a prompt unsafe is spread over its tokens, and one token tells on all. Where the
   shifts come from one metric, u_k = Σ v_k / (v_k·Σ v_k), that is the point of { c : v_k·c ≤ ℓ_k for all k } nearest to
   c in Mahalanobis distance Σ⁻¹; one concept alone gives a = max(0, z − ℓ).
+* project, the prompt as a whole: the same on the mean of the prompt's tokens, with normals, thresholds and shifts of
+  its own; all tokens move by what the mean has to move by. It comes first: what a sentence says and no word of it.
 * steer: a_k = β_k for every token (Li et al., WWW 2025: c + β·(b ⊗ a) with u = −a and weight b by position).
 * erase: a = G⁻¹ (z − μ): every score becomes its benign mean (least change: LEACE, Belrose et al. 2023).
 
@@ -51,6 +53,14 @@ def scores(tokens: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             return tokens @ normal.T
     return torch.stack([(tokens * v).sum(-1, dtype=torch.float32) for v in normal], dim=-1)
+
+
+def mean(tokens: torch.Tensor, movable: torch.Tensor | None) -> torch.Tensor:
+    """The mean [B, 1, D] of those float32 ``tokens`` [B, T, D] that may move; zero where none may."""
+    if movable is None:
+        return tokens.mean(1, keepdim=True)
+    weight = movable.to(tokens.device, tokens.dtype).unsqueeze(-1)
+    return (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
 
 
 def combine(amount: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

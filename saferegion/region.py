@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from . import geometry
-from .conditioning import POOLED, TOKENS, Conditioning, Space
+from .conditioning import MEAN, POOLED, TOKENS, Conditioning, Space
 from .directions import ConceptDirections, Direction
 from .errors import ConditioningError, SafeRegionError
 from .report import Report, SpaceReport
@@ -21,6 +21,9 @@ LARGEST = 64
 """Most half-spaces of one region in one space."""
 STRONGEST = 10.0
 """Largest strength."""
+
+TURNS = 4
+"""Most times that a prompt is looked at as a whole and token by token: either may, rarely, bring the other outside."""
 
 _PARALLEL = 1e-6
 """Singular values of the Gram matrix below this share of the largest are taken for zero when erasing: they come from
@@ -177,17 +180,30 @@ class SafeRegion:
             ConditioningError: a width, space or encoder that the region does not know, NaN or infinite values, or
                 concepts that contradict each other so that no point is inside.
         """
+        after, reports = c, ()
+        for turn in range(TURNS):
+            whole, sentences = self._whole(after)
+            if turn and whole is after:
+                break
+            moved, tokens = self._each(whole)
+            reports = reports or (*tokens, *sentences)
+            if moved is after:
+                break
+            after = moved
+            if not sentences:
+                break
+        if after is not c and any(r.space.endswith(MEAN) for r in reports):
+            self._retell(c, after, reports)
+        titles = tuple(d.title or d.concept for d in self.directions)
+        return after, Report(self.mode, self.names, titles, self.strengths, reports)
+
+    def _each(self, c: Conditioning) -> tuple[Conditioning, list[SpaceReport]]:
+        """Every token space and pooled, guarded token by token; ``c`` itself where nothing had to move."""
         views = self._views(c)
         found = [self._guard(name, view, movable) for name, view, movable, _ in views]
-        report = Report(
-            self.mode,
-            self.names,
-            tuple(d.title or d.concept for d in self.directions),
-            self.strengths,
-            tuple(r for _, r in found),
-        )
+        reports = [r for _, r in found]
         if not any(new is not None for new, _ in found):
-            return c, report
+            return c, reports
         tokens, pooled = c.tokens, c.pooled
         for (name, _, _, place), (new, _) in zip(views, found, strict=True):
             if new is None:
@@ -199,13 +215,14 @@ class SafeRegion:
             else:
                 tokens = tokens.clone() if tokens is c.tokens else tokens
                 tokens[:, place.rows, place.channels] = new
-        return c.replace(tokens, pooled), report
+        return c.replace(tokens, pooled), reports
 
     def score(self, c: Conditioning) -> torch.Tensor:
         """``[B, K]`` float32, K in the order given: distance outside the border in benign standard deviations, the
         largest over tokens, spaces and half-spaces; at most 0 inside. Raises ConditioningError as :meth:`apply`."""
         columns: list[list[torch.Tensor]] = [[] for _ in self.names]
-        for name, view, movable, _ in self._views(c):
+        means = [(name, mean, None, place) for name, mean, _, place in self._means(c)]
+        for name, view, movable, _ in (*self._views(c), *means):
             stack = self._stack(name, view.device)
             b = self._at(name, view.device, view.shape[1])
             far = (geometry.scores(view.float(), stack.normal) - b.threshold) / b.deviation
@@ -237,7 +254,14 @@ class SafeRegion:
                 continue
             view = tokens[:, space.rows, space.channels]
             may = None if movable is None else movable[:, space.rows]
-            new = self._in_graph(space.name, view, may)
+            if self.mode == "project" and self._parts.get(space.name + MEAN):
+                new = view
+                for _ in range(2):
+                    mean = geometry.mean(new.float(), may)
+                    new = _shifted(new, self._in_graph(space.name + MEAN, mean, None, view.dtype) - mean, may)
+                    new = self._in_graph(space.name, new, may)
+            else:
+                new = self._in_graph(space.name, view, may)
             if new.shape == tokens.shape:
                 result = new
             else:
@@ -268,9 +292,51 @@ class SafeRegion:
             self._windows[key] = SafeRegion([self.directions[i] for i in inside], strength, self.mode)
         return self._windows[key]
 
+    # -- the prompt as a whole -------------------------------------------------------------------------------------
+
+    def _means(self, c: Conditioning) -> list[tuple[str, torch.Tensor, torch.Tensor | None, Space]]:
+        """(sentence space, mean token [B, 1, D] float32, which tokens may move, the space's place)."""
+        if self.mode != "project":
+            return []
+        found = []
+        for space in c.spaces or TOKENS:
+            if self._parts.get(space.name + MEAN):
+                movable = None if c.movable is None else c.movable[:, space.rows]
+                view = c.tokens[:, space.rows, space.channels].float()
+                found.append((space.name + MEAN, geometry.mean(view, movable), movable, space))
+        return found
+
+    def _whole(self, c: Conditioning) -> tuple[Conditioning, list[SpaceReport]]:
+        """Prompts whose mean token is outside: all their tokens are moved alike, so that it comes inside."""
+        reports = []
+        for name, mean, movable, place in self._means(c):
+            new, report = self._guard(name, mean, None, c.tokens.dtype)
+            reports.append(report)
+            if new is not None:
+                view = c.tokens[:, place.rows, place.channels]
+                view = _shifted(view, new - mean, movable)
+                tokens = view if view.shape == c.tokens.shape else c.tokens.clone()
+                if tokens is not view:
+                    tokens[:, place.rows, place.channels] = view
+                c = c.replace(tokens, c.pooled)
+        return c, reports
+
+    def _retell(self, before: Conditioning, after: Conditioning, reports: Sequence[SpaceReport]) -> None:
+        """Where prompts were moved as a whole too, reports tell the scores of what came and of what went."""
+        came, went = ({name: view for name, view, _, _ in (*self._views(c), *self._means(c))} for c in (before, after))
+        for report in reports:
+            old, new = came[report.space], went[report.space]
+            stack = self._stack(report.space, old.device)
+            report.scores = geometry.scores(old.detach().float(), stack.normal).cpu()
+            report.scores_after = lambda new=new, stack=stack: geometry.scores(new.float(), stack.normal).cpu()
+            report.moved = old.ne(new).any(-1).cpu()
+
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    def _in_graph(self, name: str, view: torch.Tensor, movable: torch.Tensor | None) -> torch.Tensor:
+    def _in_graph(
+        self, name: str, view: torch.Tensor, movable: torch.Tensor | None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        dtype = dtype or view.dtype
         stack = self._stack(name, view.device)
         _same_width(name, view, stack)
         b = self._at(name, view.device, view.shape[1])
@@ -282,19 +348,20 @@ class SafeRegion:
         over = geometry.outside(z, b.threshold, movable)
         limit = geometry.limits(over, b.threshold, b.inner, b.mean, stack.strength)
         moves = geometry.outside(z, limit, movable).any(-1)
-        margin, roundoff = _margin(view, stack), geometry.roundoff(view.dtype, stack.along, stack.across)
+        margin, roundoff = _margin(view, dtype, stack), geometry.roundoff(dtype, stack.along, stack.across)
         amount = geometry.amounts(
             z, limit, moves, stack.gram_here, b.mean, margin, roundoff, stack.strength, stack.inverse
         )
         return geometry.move(view, amount, stack.shift, moves)
 
     def _guard(
-        self, name: str, view: torch.Tensor, movable: torch.Tensor | None
+        self, name: str, view: torch.Tensor, movable: torch.Tensor | None, dtype: torch.dtype | None = None
     ) -> tuple[torch.Tensor | None, SpaceReport]:
+        dtype = dtype or view.dtype
         stack, home = self._stack(name, view.device), self._stack(name, torch.device("cpu"))
         z = geometry.scores(view.detach().float(), stack.normal)
         near = view.device.type == "cpu"
-        known = z if near else torch.cat([z, _margin(view, stack)], dim=-1).cpu()  # the one synchronisation
+        known = z if near else torch.cat([z, _margin(view, dtype, stack)], dim=-1).cpu()  # the one synchronisation
         seen = known[..., : len(stack.owner)]
         if not bool(torch.isfinite(seen).all()):
             raise ConditioningError(_not_finite(name))
@@ -313,8 +380,8 @@ class SafeRegion:
             return None, report
         rows = moves.nonzero(as_tuple=True)
         at, mean = limit[rows], here.mean[rows[1]]
-        margin = _margin(view[rows], stack) if near else known[rows][:, len(stack.owner) :]
-        roundoff = geometry.roundoff(view.dtype, home.along, home.across)
+        margin = _margin(view[rows], dtype, stack) if near else known[rows][:, len(stack.owner) :]
+        roundoff = geometry.roundoff(dtype, home.along, home.across)
         amount = geometry.amounts(seen[rows], at, moves[rows], stack.gram, mean, margin, roundoff, home.strength)
         left = seen[rows].double() - amount.double() @ stack.gram.T - at
         if bool((home.strength >= 1).all()) and bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
@@ -362,8 +429,17 @@ class SafeRegion:
         return self._borders[key]
 
 
-def _margin(view: torch.Tensor, stack: _Stack) -> torch.Tensor:
-    return geometry.margin(view.float(), view.dtype, stack.normal, stack.spread)
+def _shifted(view: torch.Tensor, by: torch.Tensor, movable: torch.Tensor | None) -> torch.Tensor:
+    """``view`` [B, T, D] with ``by`` [B, 1, D] added to the tokens that may move; others, and rows of zero, keep every
+    bit."""
+    where = by.ne(0).any(-1)
+    if movable is not None:
+        where = where & movable.to(by.device)
+    return torch.where(where.unsqueeze(-1), (view.float() + by).to(view.dtype), view)
+
+
+def _margin(view: torch.Tensor, dtype: torch.dtype, stack: _Stack) -> torch.Tensor:
+    return geometry.margin(view.float(), dtype, stack.normal, stack.spread)
 
 
 def _erasing(away: torch.Tensor, stack: _Stack) -> torch.Tensor:

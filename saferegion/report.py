@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .conditioning import MEAN, POOLED
+
 NOT_MOVABLE = float("nan")
 
 
@@ -131,8 +133,10 @@ class Report:
                 line = f"{head}{f.title}"
                 if f.before is not None and f.after is not None:
                     line += f": {f.before:+.1f} -> {f.after:+.1f} sd from the border"
-                if f.space == "pooled":
+                if f.space == POOLED:
                     line += " (pooled)"
+                elif f.space.endswith(MEAN):
+                    line += " (the prompt as a whole)"
                 elif f.tokens:
                     line += f", {len(f.tokens)} of {size} tokens outside"
                     words = _words(f.tokens, token_strings[b] if token_strings else None)

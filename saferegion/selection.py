@@ -127,11 +127,6 @@ class Guard:
         cuts = sorted(ends)
         return list(zip(cuts, cuts[1:], strict=False))
 
-    def spaces(self) -> frozenset[str]:
-        """Names of the spaces that every region knows."""
-        known = [{s for d in r.directions for s in d.spaces} for r in self.regions]
-        return frozenset(set.intersection(*known)) if known else frozenset()
-
 
 @dataclass(frozen=True, eq=False)
 class GuardReport:

@@ -28,7 +28,7 @@ def test_what_is_compiled_says_where_it_comes_from(on_fire: ConceptDirections, n
     assert on_fire.concept == "on-fire" and on_fire.title == "on fire" and on_fire.method == "closed-form"
     assert on_fire.recipe == fire().digest(neutral)
     assert on_fire.encoder == Fingerprint.of(FakeEncoder())
-    assert sorted(on_fire.spaces) == ["pooled", "tokens"]
+    assert sorted(on_fire.spaces) == ["pooled", "tokens", "tokens_mean"]
     assert on_fire.spaces["tokens"].period == LENGTH and on_fire.spaces["pooled"].period == 1
 
 

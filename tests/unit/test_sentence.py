@@ -1,0 +1,163 @@
+"""The sentence space: a prompt whose tokens are all inside, and which is outside as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeEncoder, concept, direction, fingerprint, fire, metric, same_bits, tokens
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from saferegion import ConceptDirections, Conditioning, SafeRegion, Space, load_directions
+from saferegion.errors import ConditioningError
+from saferegion.fit import PENALTY, discriminant
+
+WIDTH = 6
+COVARIANCE = metric(WIDTH, 3)
+NORMAL = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def sentence(token_threshold: float = 4.0, threshold: float = 1.0) -> ConceptDirections:
+    """Tokens are outside beyond 4 benign deviations, their mean beyond 1."""
+    return concept(
+        "fire",
+        encoder=fingerprint(tokens=WIDTH),
+        tokens=direction(NORMAL, COVARIANCE, token_threshold),
+        tokens_mean=direction(NORMAL, COVARIANCE, threshold),
+    )
+
+
+def shifted(batch: int, length: int, by: float, seed: int = 0) -> torch.Tensor:
+    """Benign tokens, every one of them moved ``by`` deviations toward the concept."""
+    d = direction(NORMAL, COVARIANCE)
+    return tokens(COVARIANCE, batch, length, seed, scale=0.3) + by * d.shift[0]
+
+
+def test_a_prompt_that_says_it_nowhere_and_everywhere_is_moved_as_a_whole() -> None:
+    region = SafeRegion([sentence()])
+    c = Conditioning(shifted(2, 20, 2.0))
+    after, report = region.apply(c)
+    assert report.moved_prompts() == [True, True] and (region.score(c) > 0).all()
+    assert (region.score(after) <= 0).all()
+    step = (after.tokens - c.tokens)[0]
+    assert torch.allclose(step, step[:1].expand_as(step), atol=1e-5)  # all tokens alike: what tells them apart stays
+    whole = next(f for f in report.findings if f.space == "tokens_mean")
+    assert whole.before > 0.5 and whole.after <= 0
+    part = next(f for f in report.findings if f.space == "tokens")
+    assert part.tokens == () and part.after < part.before
+    assert "(the prompt as a whole)" in report.text()
+
+
+def test_prompts_that_are_inside_keep_every_bit_beside_one_that_is_not() -> None:
+    region = SafeRegion([sentence()])
+    both = torch.cat([shifted(1, 20, 2.0), shifted(1, 20, 0.0)])
+    after, report = region.apply(Conditioning(both))
+    assert report.moved_prompts() == [True, False]
+    assert same_bits(after.tokens[1], both[1]) and same_bits(region.project(both)[1], both[1])
+    inside = Conditioning(both[1:])
+    assert region.apply(inside)[0] is inside
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    by=st.floats(-1, 6),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    strength=st.sampled_from([1.0, 2.0]),
+)
+def test_what_comes_out_is_inside_and_stays_so(seed: int, by: float, dtype: torch.dtype, strength: float) -> None:
+    region = SafeRegion([sentence()], strength)
+    movable = torch.ones(2, 12, dtype=torch.bool)
+    movable[:, 0] = False
+    c = Conditioning(shifted(2, 12, by, seed).to(dtype), movable)
+    after, _ = region.apply(c)
+    assert after.tokens.dtype == dtype and same_bits(after.tokens[:, 0], c.tokens[:, 0])
+    assert (region.score(after) <= 0).all()
+    again, report = region.apply(after)
+    assert again is after and not report.moved
+    inside_a_graph = region.project(c.tokens, movable)
+    assert torch.allclose(inside_a_graph.float(), after.tokens.float(), atol=2e-2 if dtype != torch.float32 else 1e-4)
+
+
+def test_padding_of_a_batch_does_not_count() -> None:
+    region = SafeRegion([sentence()])
+    alone = shifted(1, 10, 2.0)
+    padded = torch.cat([alone, torch.zeros(1, 30, WIDTH)], 1)
+    movable = torch.arange(40).expand(1, -1) < 10
+    after = region.apply(Conditioning(padded, movable))[0].tokens
+    assert torch.allclose(after[:, :10], region.apply(Conditioning(alone))[0].tokens, atol=1e-5)
+    assert not after[:, 10:].any()
+
+
+def test_a_token_outside_and_the_whole_outside_are_both_seen_to() -> None:
+    region = SafeRegion([sentence()])
+    x = shifted(1, 20, 2.0)
+    x[0, 5] += 5 * direction(NORMAL, COVARIANCE).shift[0]
+    after, report = region.apply(Conditioning(x))
+    assert (region.score(after) <= 0).all() and report.moved
+    part = next(f for f in report.findings if f.space == "tokens")
+    assert 5 in part.tokens and part.before > 2  # told as the prompt came
+
+
+def test_spaces_side_by_side_have_sentences_of_their_own() -> None:
+    d = direction(NORMAL, COVARIANCE, 4.0)
+    m = direction(NORMAL, COVARIANCE, 1.0)
+    directions = concept("fire", encoder=fingerprint(clip=WIDTH, t5=WIDTH), clip=d, clip_mean=m, t5=d, t5_mean=m)
+    region = SafeRegion([directions])
+    spaces = (Space("clip", slice(0, 8)), Space("t5", slice(8, None)))
+    c = Conditioning(torch.cat([shifted(1, 8, 2.0), shifted(1, 8, 0.0, 1)], 1), spaces=spaces)
+    after, report = region.apply(c)
+    assert {r.space for r in report.spaces} == {"clip", "t5", "clip_mean", "t5_mean"}
+    assert not same_bits(after.tokens[:, :8], c.tokens[:, :8]) and same_bits(after.tokens[:, 8:], c.tokens[:, 8:])
+    assert torch.allclose(region.project(c.tokens, None, spaces), after.tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["steer", "erase"])
+def test_modes_that_move_every_token_anyway_look_at_tokens_only(mode: str) -> None:
+    c = Conditioning(shifted(1, 20, 2.0))
+    with_it, without = sentence(), concept("fire", tokens=sentence().spaces["tokens"])
+    assert same_bits(
+        SafeRegion([with_it], mode=mode).apply(c)[0].tokens, SafeRegion([without], mode=mode).apply(c)[0].tokens
+    )
+
+
+def test_concepts_with_and_without_a_sentence_space_go_together() -> None:
+    both = SafeRegion([sentence(), concept("frost", tokens=direction(-NORMAL, COVARIANCE, 4.0))])
+    c = Conditioning(shifted(1, 20, 2.0))
+    assert both.apply(c)[1].moved and (both.score(both.apply(c)[0]) <= 0).all()
+
+
+def test_no_space_of_a_conditioning_may_be_called_like_a_sentence_space() -> None:
+    with pytest.raises(ConditioningError, match="without '_mean'"):
+        Conditioning(torch.zeros(1, 4, 3), spaces=(Space("tokens_mean"),))
+
+
+def test_compiled_directions_have_one_and_keep_it_in_the_file(on_fire: ConceptDirections, tmp_path: Path) -> None:
+    assert set(on_fire.spaces) == {"tokens", "tokens_mean", "pooled"}
+    kept = load_directions(on_fire.save(tmp_path / "fire.safetensors"))
+    encode = FakeEncoder()
+    c = encode(["a burning house in a field", "a quiet house in a field"])
+    ours, theirs = SafeRegion([on_fire]).apply(c)[0], SafeRegion([kept]).apply(c)[0]
+    assert same_bits(ours.tokens, theirs.tokens) and SafeRegion([kept]).apply(c)[1].moved_prompts() == [True, False]
+    assert on_fire.calibration["tokens_mean.area"] > 0.9 and fire().name == on_fire.concept
+
+
+def test_the_discriminant_is_the_optimum_of_the_penalised_likelihood() -> None:
+    gen = torch.Generator().manual_seed(0)
+    unsafe = torch.randn(40, 5, generator=gen) + torch.tensor([1.0, 0.0, -0.5, 0.0, 0.0])
+    benign = torch.randn(90, 5, generator=gen) * torch.tensor([1.0, 3.0, 0.1, 1.0, 1.0])
+    x = torch.cat([unsafe, benign]).double().numpy()
+    scale = x.std(0, ddof=1)
+    z = np.c_[(x - x.mean(0)) / scale, np.ones(len(x))]
+    y, w = np.r_[np.ones(40), np.zeros(90)], np.r_[np.full(40, 0.5 / 40), np.full(90, 0.5 / 90)]
+    size = np.r_[np.full(5, PENALTY), 1e-6]
+
+    def loss(b: np.ndarray) -> float:
+        m = z @ b
+        return float(w @ (np.logaddexp(0, m) - y * m) + 0.5 * size @ b**2)
+
+    best = minimize(loss, np.zeros(6), tol=1e-12).x
+    assert np.allclose(discriminant(unsafe, benign).numpy() * scale, best[:5], atol=2e-3)
