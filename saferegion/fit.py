@@ -44,6 +44,8 @@ Encode = Callable[[list[str]], Conditioning]
 Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
+METHOD = 2
+"""Counts changes of the fit: directions kept from an earlier one are made again."""
 BATCH = 32
 RIDGE = 0.02
 """λ as a share of the mean benign variance."""

@@ -59,8 +59,12 @@ def mean(tokens: torch.Tensor, movable: torch.Tensor | None) -> torch.Tensor:
     """The mean [B, 1, D] of those float32 ``tokens`` [B, T, D] that may move; zero where none may."""
     if movable is None:
         return tokens.mean(1, keepdim=True)
-    weight = movable.to(tokens.device, tokens.dtype).unsqueeze(-1)
-    return (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
+    weight = movable.to(tokens.device, tokens.dtype)
+    weight = (weight / weight.sum(1, keepdim=True).clamp_min(1)).unsqueeze(1)
+    if tokens.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            return weight @ tokens
+    return (tokens * weight.mT).sum(1, keepdim=True)
 
 
 def combine(amount: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from .directions import ConceptDirections
 from .errors import DirectionFileError, RecipeError, SafeRegionError
 from .files import load_directions, save_directions
 from .fingerprint import Fingerprint, fingerprint_of
-from .fit import BATCH, Encode, Progress, compile_many
+from .fit import BATCH, METHOD, Encode, Progress, compile_many
 from .recipes import NEUTRAL, Concept, read_neutral, read_recipe
 
 log = logging.getLogger("saferegion")
@@ -158,7 +158,7 @@ class Library:
     def _file(self, concept: str, recipe: str, encoder: Fingerprint) -> Path:
         folder = cache_folder() if self.cache is None else self.cache
         widths = "-".join(f"{n}{w}" for n, w in encoder.widths)
-        return folder / f"{concept}-{recipe[:16]}-{widths}"
+        return folder / f"{concept}-{recipe[:16]}-fit{METHOD}-{widths}"
 
     def _cached(self, concept: Concept, recipe: str, encoder: Fingerprint) -> ConceptDirections | None:
         stem = self._file(concept.name, recipe, encoder)

@@ -44,6 +44,7 @@ class _Stack:
 
     directions: tuple[Direction, ...]
     owner: tuple[int, ...]  # concept of each half-space
+    calibrated: tuple[bool, ...]  # whether it has a border
     normal: torch.Tensor  # [K, D]
     shift: torch.Tensor
     gram: torch.Tensor  # [K, K] float64 on the CPU, and on the device
@@ -63,6 +64,7 @@ class _Stack:
         return cls(
             directions=tuple(d for _, d, _ in parts),
             owner=tuple(i for i, d, _ in parts for _ in range(d.facets)),
+            calibrated=tuple(d.calibrated for _, d, _ in parts for _ in range(d.facets)),
             normal=normal.to(device),
             shift=shift.to(device),
             gram=gram,
@@ -230,9 +232,8 @@ class SafeRegion:
                 raise ConditioningError(_not_finite(name))
             if movable is not None:
                 far = far.masked_fill(~movable.to(far.device).unsqueeze(-1), -math.inf)
-            calibrated = [d.calibrated for d in stack.directions for _ in range(d.facets)]
             for k, owner in enumerate(stack.owner):
-                if calibrated[k]:
+                if stack.calibrated[k]:
                     columns[owner].append(
                         far[:, :, k].amax(1) if far.shape[1] else far.new_full((len(far),), -math.inf)
                     )
@@ -363,20 +364,24 @@ class SafeRegion:
         near = view.device.type == "cpu"
         known = z if near else torch.cat([z, _margin(view, dtype, stack)], dim=-1).cpu()  # the one synchronisation
         seen = known[..., : len(stack.owner)]
-        if not bool(torch.isfinite(seen).all()):
+        if not _finite(seen):
             raise ConditioningError(_not_finite(name))
         here = self._at(name, torch.device("cpu"), view.shape[1])
-        over = geometry.outside(seen, here.threshold, None if movable is None else movable.cpu())
-        calibrated = torch.tensor([d.calibrated for d in stack.directions for _ in range(d.facets)])
         may = torch.ones(seen.shape[:2], dtype=torch.bool) if movable is None else movable.cpu()
-        limit = geometry.limits(over, here.threshold, here.inner, here.mean, home.strength)
-        moves = geometry.outside(seen, limit, may).any(-1) if self.mode == "project" else may
-        report = SpaceReport(name, seen, here.threshold, here.deviation, calibrated, stack.owner, may, moves)
+        over = geometry.outside(seen, here.threshold, may)
+        inside = self.mode == "project" and not bool(over.any())
+        limit = here.threshold
+        if not inside:
+            limit = geometry.limits(over, here.threshold, here.inner, here.mean, home.strength)
+        moves = may
+        if self.mode == "project":
+            moves = over[..., 0] if inside else geometry.outside(seen, limit, may).any(-1)
+        report = SpaceReport(name, seen, here.threshold, here.deviation, stack.calibrated, stack.owner, may, moves)
         if self.mode != "project":
             new = self._in_graph(name, view, None if movable is None else movable.to(view.device))
             report.scores_after = lambda: geometry.scores(new.detach().float(), stack.normal).cpu()
             return (new if new.numel() else None), report
-        if not bool(moves.any()):
+        if inside or not bool(moves.any()):
             return None, report
         rows = moves.nonzero(as_tuple=True)
         at, mean = limit[rows], here.mean[rows[1]]
@@ -427,6 +432,11 @@ class SafeRegion:
             with torch.inference_mode(False):
                 self._borders[key] = self._stack(name, device).borders(length)
         return self._borders[key]
+
+
+def _finite(scores: torch.Tensor) -> bool:
+    low, high = scores.aminmax() if scores.numel() else (scores.sum(), scores.sum())
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _shifted(view: torch.Tensor, by: torch.Tensor, movable: torch.Tensor | None) -> torch.Tensor:

@@ -22,7 +22,7 @@ class SpaceReport:
     scores: torch.Tensor  # [B, T, K] before
     threshold: torch.Tensor  # [T, K]
     deviation: torch.Tensor  # [T, K]
-    calibrated: torch.Tensor  # [K]
+    calibrated: tuple[bool, ...]  # [K]
     owner: tuple[int, ...]  # concept of each half-space
     movable: torch.Tensor  # [B, T]
     moved: torch.Tensor  # [B, T]
@@ -40,7 +40,7 @@ class SpaceReport:
         far = (scores - self.threshold) / self.deviation
         out = torch.full((*far.shape[:2], concepts), NOT_MOVABLE)
         for k, owner in enumerate(self.owner):
-            if bool(self.calibrated[k]):
+            if self.calibrated[k]:
                 out[:, :, owner] = torch.fmax(out[:, :, owner], far[:, :, k])
         return out.masked_fill(~self.movable.unsqueeze(-1), NOT_MOVABLE)
 

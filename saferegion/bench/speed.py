@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -161,8 +162,10 @@ def _region(width: int, length: int, seed: int = 0) -> SafeRegion:
             deviation=torch.ones(1, length),
             spread=torch.ones(1),
         )
+        one = {n: t[:, :1] for n, t in direction.tensors().items() if n in ("threshold", "mean", "deviation")}
+        whole = replace(direction, **one)
         mark = Fingerprint((("tokens", width),), tuple([0.0] * 32))
-        found.append(ConceptDirections(f"concept-{k}", {"tokens": direction}, mark))
+        found.append(ConceptDirections(f"concept-{k}", {"tokens": direction, "tokens_mean": whole}, mark))
     return SafeRegion(found)
 
 
@@ -171,15 +174,16 @@ def _guard(
 ) -> dict[str, Any]:
     region = _region(shape[2], min(shape[1], 512))
     g = torch.Generator().manual_seed(1)
-    benign = torch.randn(shape, generator=g)
+    benign = torch.randn(shape, generator=g) / 2  # no score of them comes near four deviations
     unsafe = benign.clone()
     v = torch.cat([d.spaces["tokens"].normal for d in region.directions[:2]])
     unsafe[:, 5:] += 12 * v.sum(0)  # two concepts outside on nearly every token
     movable = torch.ones(shape[:2], dtype=torch.bool)
     movable[:, ::77] = False
     cases = {n: Conditioning(t.to(device), movable.to(device)) for n, t in (("benign", benign), ("unsafe", unsafe))}
-    for case in cases.values():
-        region.apply(case)
+    moved = {n: region.apply(case)[1].moved for n, case in cases.items()}
+    if moved != {"benign": False, "unsafe": True}:
+        raise AssertionError(f"The cases of this benchmark are not what they are called: {moved}.")
     encode()
     seen: dict[str, list[float]] = {"encoder": [], "benign": [], "unsafe": []}
     for _ in range(rounds):
