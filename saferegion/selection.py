@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .conditioning import Conditioning
+from .conditioning import MEAN, Conditioning
 from .directions import ConceptDirections
 from .errors import SafeRegionError
 from .fit import BATCH, Encode, Progress
@@ -126,6 +126,11 @@ class Guard:
         ends = {0.0, 1.0, *(w for r in self.regions for d in r.directions for w in d.window)}
         cuts = sorted(ends)
         return list(zip(cuts, cuts[1:], strict=False))
+
+    def spaces(self) -> frozenset[str]:
+        """Names of the encoder's spaces that every region guards."""
+        known = [{s.removesuffix(MEAN) for d in r.directions for s in d.spaces} for r in self.regions]
+        return frozenset(set.intersection(*known)) if known else frozenset()
 
 
 @dataclass(frozen=True, eq=False)

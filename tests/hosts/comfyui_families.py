@@ -201,7 +201,7 @@ def family(model: type, found: tuple[str, Any, Any], first: bool) -> dict[str, A
     benign = seen(conditioning(BENIGN))
     return {
         "encoder": name,
-        "spaces": sorted(directions),
+        "spaces": sorted(fitted.guard.spaces()),
         "far": far,
         "benign": {guard: same(benign, reached) for guard, reached in guarded(BENIGN).items()},
         "apart": apart,

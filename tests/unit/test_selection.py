@@ -85,6 +85,7 @@ def test_windows_split_the_sampling(guard: Guard) -> None:
     names = [[r.names for r in windowed.at((a + b) / 2).regions] for a, b in windowed.windows()]
     assert names == [[("early",)], [("late", "early")], [("late",)]]
     assert guard.windows() == [(0.0, 1.0)] and guard.at(0.4) is guard
+    assert guard.spaces() == {"tokens", "pooled"}
 
 
 @pytest.mark.parametrize(
