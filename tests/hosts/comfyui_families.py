@@ -1,7 +1,7 @@
 """Run by ComfyUI's interpreter: which text of which family the guards reach.
 
-usage: comfyui_families.py BASE_DIRECTORY PART RECIPE    (in the checkout; the last line printed is JSON)
-PART: sd3, or others (every other class of comfy.supported_models).
+usage: comfyui_families.py BASE_DIRECTORY RECIPE [FAMILY...]    (in the checkout; the last line printed is JSON)
+FAMILY: classes of comfy.supported_models (default: all).
 SAFE_REGION_WIDE=1 keeps every width as it is; else those above a thousand are a quarter, but for Stable Diffusion 3.
 """
 
@@ -21,7 +21,7 @@ import comfyui_bags as bags
 import torch
 from torch import Tensor
 
-part, recipe = arguments
+recipe, *wanted = arguments
 guards, encoding = module("nodes.guards"), module("nodes.encoder")
 SafeRegionError = module("saferegion.errors").SafeRegionError
 
@@ -242,7 +242,7 @@ def refusals(model: type, encoders: Encoders) -> dict[str, str]:
 @torch.inference_mode()
 def families() -> dict[str, Any]:
     encoders, found = Encoders(), {}
-    for model in (m for m in supported.models if (m is supported.SD3) == (part == "sd3")):
+    for model in (m for m in supported.models if m.__name__ in (wanted or [m.__name__])):
         encoder = encoders(model)
         if encoder is None:
             found[model.__name__] = {"refused": refusals(model, encoders)}

@@ -97,13 +97,11 @@ def printed(comfyui_host: Host, base: Path, tmp_path_factory: pytest.TempPathFac
 
     with ThreadPoolExecutor(2) as pool:
         written = pool.submit(run, "comfyui_encoders.py", "write", folder, "ablaze.yaml")
-        sd3 = pool.submit(run, "comfyui_families.py", "sd3", "ablaze.yaml")
-        others = pool.submit(run, "comfyui_families.py", "others", "ablaze.yaml")
+        families = pool.submit(run, "comfyui_families.py", "ablaze.yaml")
         found = {"folder": folder, "encoders": written.result()}
         _compile_with_the_command_lines_encoders(folder, base / "models" / "safe_region")
         used = pool.submit(run, "comfyui_encoders.py", "use", folder, *COMPILED)
-        families = {**others.result()["families"], **sd3.result()["families"]}
-        return {**found, "families": families, "used": used.result()}
+        return {**found, "families": families.result()["families"], "used": used.result()}
 
 
 def _path(folder: Path, name: str) -> Path:
