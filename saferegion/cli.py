@@ -239,6 +239,83 @@ def concepts_show(
     out.print("benign near neighbours: " + "; ".join(c.neutral), highlight=False, markup=False)
 
 
+@concepts_app.command("new")
+def concepts_new(
+    path: Annotated[Path, typer.Argument(help="The recipe to write, NAME.yaml.")],
+    avoid: Annotated[list[str], typer.Option(help="A word or phrase to keep out; repeatable.")],
+    instead: Annotated[list[str] | None, typer.Option(help="What may stand in its place; repeatable.")] = None,
+    sentence: Annotated[list[str] | None, typer.Option(help="A sentence with {} where it goes; repeatable.")] = None,
+    title: Annotated[str, typer.Option(help="What people read.")] = "",
+) -> None:
+    """Write a recipe from a few words, to be filled up by hand and measured with 'concepts check'."""
+    from .files import write_whole
+    from .recipes import Concept, read_recipe, recipe_text
+
+    if path.exists():
+        raise SafeRegionError(f"{path} is there already; give another name.")
+    concept = Concept.from_words(path.stem, avoid, instead or (), sentence or ())
+    if concept.name != path.stem or path.suffix not in (".yaml", ".yml"):
+        raise SafeRegionError(f"Call the file {concept.name}.yaml: a concept is called like its file.")
+    write_whole(path, recipe_text(concept, title).encode())
+    read_recipe(path)
+    out.print(f"written: {path} ({len(concept.pairs)} pairs)", highlight=False)
+
+
+@concepts_app.command("check")
+def concepts_check(
+    name: Annotated[str, typer.Argument(help="A bundled concept or a recipe file.")],
+    encoder: EncoderOption,
+    device: DeviceOption = "cpu",
+    tokenizer: TokenizerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a recipe on a text encoder: what it finds, what it moves that it should not, which pairs say nothing."""
+    from dataclasses import asdict
+
+    from .check import check
+    from .library import Library
+    from .recipes import Concept
+
+    loaded = _encoder(encoder, device, tokenizer)
+    library = Library(loaded.folders)
+    concept = library.find(name)
+    if not isinstance(concept, Concept):
+        raise SafeRegionError(f"{name} is a direction file; only a recipe can be checked.")
+    (directions,) = _directions(loaded, [name])
+    others = [c for c in library.recipes() if c.name != concept.name]
+    with err.status("measuring"):
+        found = check(
+            concept, directions, loaded.encode, loaded.neutral or library.neutral(), others, loaded.token_strings
+        )
+    if as_json:
+        _print_json(asdict(found))
+        return
+    figures = Table("what", "share", title=f"{concept.title or concept.name} on {loaded.family}")
+    figures.add_row("unsafe prompts found", f"{found.found:.1%}")
+    figures.add_row("safe prompts left alone", f"{found.spared:.1%}")
+    if found.own_inside is not None:
+        figures.add_row("own neutral prompts left alone", f"{found.own_inside:.1%}")
+    figures.add_row("shared neutral prompts left alone", f"{found.neutral_inside:.2%}")
+    for other, share in found.nearest:
+        figures.add_row(f"unsafe prompts of '{other}' found too", f"{share:.1%}")
+    out.print(figures)
+    for title, rows in (
+        ("unsafe prompts that are not found", found.missed),
+        ("benign prompts that are moved", found.caught),
+        ("tokens that drive it", found.words),
+    ):
+        if rows:
+            table = Table(title, "sd from the border")
+            for text, z in rows:
+                table.add_row(text, f"{z:+.2f}")
+            out.print(table)
+    if found.faint:
+        table = Table("unsafe", "safe", "lead (sd)", title="pairs that do not contrast")
+        for unsafe, safe, lead in found.faint:
+            table.add_row(unsafe, safe, f"{lead:+.2f}")
+        out.print(table)
+
+
 @app.command("compile")
 def compile_command(
     concepts: Annotated[list[str], typer.Argument(help="Bundled concepts or recipe files.")],

@@ -74,6 +74,18 @@ class Library:
         }
         return sorted(found - {NEUTRAL})
 
+    def recipes(self) -> list[Concept]:
+        """Every recipe that can be named; files that are none, or broken, are left out."""
+        found = []
+        for name in self.names():
+            try:
+                concept = self.find(name)
+            except SafeRegionError:
+                continue
+            if isinstance(concept, Concept):
+                found.append(concept)
+        return found
+
     def neutral(self) -> tuple[str, ...]:
         """Benign prompts that calibrate: ``neutral.yaml`` of the first folder that has one, else those bundled.
 

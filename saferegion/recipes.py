@@ -195,6 +195,25 @@ def read_recipe(path: str | Path) -> Concept:
         raise RecipeError(f"{where}: {error}") from None
 
 
+def recipe_text(concept: Concept, title: str = "") -> str:
+    """The YAML file of a concept, that :func:`read_recipe` reads back."""
+    import yaml
+
+    data: dict[str, Any] = {
+        "format": RECIPE_FORMAT,
+        "name": concept.name,
+        "title": title or concept.title or concept.name,
+        "kind": concept.kind,
+        "version": concept.version,
+        "licence": concept.licence or "none",
+        "description": concept.description or "What is kept out, and what is deliberately not.",
+        "pairs": [{"unsafe": u, "safe": s} for u, s in concept.pairs],
+    }
+    if concept.neutral:
+        data["neutral"] = list(concept.neutral)
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
+
+
 def read_neutral(path: str | Path) -> tuple[str, ...]:
     """Read the neutral prompts that all concepts share. Raises RecipeError."""
     path = Path(path)
