@@ -210,6 +210,13 @@ class WebUI(Server):
             "--data-dir", str(self.folder), "--port", str(self.port),
         ]  # fmt: skip
 
+    def _wait(self, seconds: float) -> None:
+        """Asks nothing before the log says so: a request while the webui still adds its API ends the start."""
+        end = time.monotonic() + seconds
+        while "Startup time" not in self.log_tail() and self.process.poll() is None and time.monotonic() < end:
+            time.sleep(0.2)
+        super()._wait(max(1.0, end - time.monotonic()))
+
     def txt2img(self, **request: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Pictures uint8 [B, H, W, 3] and the `info` of one /sdapi/v1/txt2img request."""
         answer = self.post_json("/sdapi/v1/txt2img", request)

@@ -126,6 +126,20 @@ def _own_file(server: WebUI, route: Any) -> None:
         route.continue_()
 
 
+def _load(page: Any, address: str) -> None:
+    """Opens the webui; where its scripts missed that the page is there, opens it again."""
+    from playwright.sync_api import TimeoutError as Missing
+
+    for patience in (40_000, 40_000, 90_000):
+        page.goto(address, wait_until="domcontentloaded")
+        try:
+            page.locator(f"#{ACCORDION}_enabled-visible-checkbox").wait_for(state="attached", timeout=patience)
+            return
+        except Missing:
+            continue
+    raise AssertionError("the webui's page shows no accordion of Safe Region")
+
+
 @contextmanager
 def opened(server: WebUI, width: int = 1360, height: int = 1200) -> Iterator[Page]:
     from playwright.sync_api import sync_playwright
@@ -137,8 +151,7 @@ def opened(server: WebUI, width: int = 1360, height: int = 1200) -> Iterator[Pag
             page.set_default_timeout(30_000)
             page.route("**/file=**", lambda route: _own_file(server, route))
             page.route("https://**", lambda route: route.abort())
-            page.goto(f"http://127.0.0.1:{server.port}/", wait_until="domcontentloaded")
-            page.locator(f"#{ACCORDION}_enabled-visible-checkbox").wait_for(state="attached", timeout=90_000)
+            _load(page, f"http://127.0.0.1:{server.port}/")
             yield Page(page)
         finally:
             browser.close()
