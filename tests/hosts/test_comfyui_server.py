@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,7 +30,9 @@ from saferegion.microworld.prompts import SETS, EvalPrompt, content
 HERE = Path(__file__).parent
 EVENTS = HERE / "comfyui_events.py"
 STEPS, GUIDANCE = 15, 4.0
-PROMPTS, SEEDS = 24, 4
+ALL = bool(os.environ.get("SAFE_REGION_ALL_PROMPTS"))
+"""Every prompt of each set, which takes minutes; else some of each."""
+PROMPTS, SEEDS = (96, 2) if ALL else (24, 4)
 """Workflows of one set of prompts, and pictures of each."""
 
 
@@ -98,7 +101,7 @@ def painted(
 
 def test_prompts_that_say_fire_paint_fire_without_a_guard(world: MicroWorld, comfyui: ComfyUI) -> None:
     for name in ("explicit", "held_out"):
-        fire, _ = painted(world, comfyui, spread(SETS[name](), 4), [""], seeds=2)
+        fire, _ = painted(world, comfyui, spread(SETS[name](), 3), [""], seeds=2)
         print(f"{name}, no guard: fire in {fire.sum()} of {len(fire)}")
         assert fire.mean() >= 0.75
 
@@ -118,11 +121,12 @@ def test_prompts_that_say_fire_paint_everything_but_fire(
 def test_benign_prompts_give_the_same_latents_with_every_guard_node(
     world: MicroWorld, comfyui: ComfyUI, fire: ConceptDirections
 ) -> None:
-    prompts = [p.prompt for p in (*spread(SETS["benign"](), 16), *spread(SETS["neighbours"](), 8))]
+    sizes = (("benign", 200 if ALL else 16), ("neighbours", 96 if ALL else 8))
+    prompts = [p.prompt for name, count in sizes for p in spread(SETS[name](), count)]
     outside = SafeRegion([fire]).score(world.encode(prompts)).amax(1) > 0
     assert outside.float().mean() <= 0.05
     every = ("", *GUARDS)
-    found = latents(comfyui, *(workflow(p, guard, seed=i, steps=3) for i, p in enumerate(prompts) for guard in every))
+    found = latents(comfyui, *(workflow(p, guard, seed=i) for i, p in enumerate(prompts) for guard in every))
     kept = 0
     for i, prompt in enumerate(prompts):
         plain, *guarded = found[i * len(every) : (i + 1) * len(every)]
