@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from saferegion.conditioning import MEAN, POOLED
 from saferegion.selection import Guard, GuardReport
 
 from . import schedules
@@ -210,8 +211,10 @@ def describe(report: GuardReport, row: int, words: Sequence[str] | None = None) 
             line = f"{f.title} {f.before:+.1f} → {f.after:+.1f} sd from the border"
             if region.mode != "project":
                 line = f"{region.mode} {line}"
-            if f.space == "pooled":
+            if f.space == POOLED:
                 line += " (pooled)"
+            elif f.space.endswith(MEAN):
+                line += " (the prompt as a whole)"
             elif f.tokens:
                 named = [words[t] for t in f.tokens if words and t < len(words) and words[t]]
                 kept = list(dict.fromkeys(named))
