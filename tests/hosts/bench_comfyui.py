@@ -40,13 +40,18 @@ PAIRS = [(f"a burning {c} {n}", f"a {c} {n}") for c in COLOURS for n in NOUNS]
 PACK = next(p for p in (Path(base) / "custom_nodes").iterdir() if (p / "saferegion").is_dir())
 
 
+def settled(result: object) -> object:
+    """What a function of ComfyUI gives that is a coroutine since 0.3.47."""
+    return asyncio.run(result) if asyncio.iscoroutine(result) else result
+
+
 def load_packs() -> float:
     """Seconds of processor time that importing this pack takes, once ComfyUI is there."""
     for folder in (Path(base) / "custom_nodes").iterdir():
         if folder != PACK:
-            asyncio.run(nodes.load_custom_node(str(folder)))
+            settled(nodes.load_custom_node(str(folder)))
     start = time.process_time()
-    if not asyncio.run(nodes.load_custom_node(str(PACK))):
+    if not settled(nodes.load_custom_node(str(PACK))):
         raise SystemExit("The pack did not load.")
     return time.process_time() - start
 

@@ -109,11 +109,16 @@ def executor() -> execution.PromptExecutor:
     return execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC)
 
 
+def settled(result: Any) -> Any:
+    """What a function of ComfyUI gives that is a coroutine since 0.3.47."""
+    return asyncio.run(result) if asyncio.iscoroutine(result) else result
+
+
 def start() -> tuple[Any, Any]:
     """Load the nodes and write a ControlNet; the pack's modules `guards` and `encoder`."""
-    asyncio.run(nodes.init_builtin_extra_nodes())
+    settled(nodes.init_builtin_extra_nodes())
     for name in ("microworld_sizes", "safe-region"):
-        if not asyncio.run(nodes.load_custom_node(f"{base}/custom_nodes/{name}")):
+        if not settled(nodes.load_custom_node(f"{base}/custom_nodes/{name}")):
             raise SystemExit(f"ComfyUI did not load {name}.")
     controlnet(Path(base) / "models")
     package = nodes.NODE_CLASS_MAPPINGS["SafeRegion"].__module__.rpartition(".")[0]

@@ -156,10 +156,12 @@ class ComfyUI(Server):
     ready = "/system_stats"
 
     def command(self) -> list[str]:
+        known = (self.host.root / "comfy" / "cli_args.py").read_text(encoding="utf-8")
+        newer = {"--disable-api-nodes": (), "--database-url": (f"sqlite:///{self.folder}/comfy.db",)}
         return [
-            str(self.host.python), "main.py", "--cpu", "--disable-api-nodes", "--disable-auto-launch",
-            "--base-directory", str(self.folder), "--database-url", f"sqlite:///{self.folder}/comfy.db",
+            str(self.host.python), "main.py", "--cpu", "--disable-auto-launch", "--base-directory", str(self.folder),
             "--listen", "127.0.0.1", "--port", str(self.port),
+            *(word for flag, values in newer.items() if flag in known for word in (flag, *values)),
         ]  # fmt: skip
 
     def run(self, graph: Mapping[str, Mapping[str, Any]], timeout: float = 300) -> dict[str, Any]:
