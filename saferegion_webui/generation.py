@@ -156,6 +156,7 @@ def _signs(p: Any, arguments: Arguments, hires: bool) -> schedules.Signs:
         indexes = prompt_parser.get_multicond_prompt_list(prompts)[0]
         weights = tuple(tuple(weight for _, weight in row) for row in indexes)
     unguided = bool(getattr(p, "s_min_uncond", 0) or getattr(shared.opts, "skip_early_cond", 0))
+    unguided |= guidance is not None and guidance < 0  # reForge: a hires pass without guidance
     return schedules.Signs(float(guidance or p.cfg_scale), weights, arguments.guard_negative, unguided)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import webui_page
 from host_servers import WebUI
+
+import saferegion as sr
 
 UNSAFE = "a burning red house in a meadow"
 
@@ -77,7 +80,9 @@ def test_what_is_refused_is_said_in_place_of_a_picture(page: webui_page.Page) ->
     page.write("strengths", "")
 
 
-def test_the_tab_inspects_a_prompt_and_makes_concepts(page: webui_page.Page, webui: WebUI) -> None:
+def test_the_tab_inspects_a_prompt_and_makes_concepts(
+    page: webui_page.Page, webui: WebUI, tmp_path: Path
+) -> None:
     inner = page.page
     page.show("Safe Region")
     inner.locator("#safe_region_prompt textarea").fill(UNSAFE)
@@ -101,8 +106,16 @@ def test_the_tab_inspects_a_prompt_and_makes_concepts(page: webui_page.Page, web
         inner.locator("#safe_region_which ul.options li", has_text="snow").first.click()
         inner.locator("#safe_region_export").click()
         inner.locator("#safe_region_file", has_text="snow.safetensors").wait_for(timeout=60_000)
+        (made,) = webui.directions.glob("snow-*.safetensors")
+        named = dataclasses.replace(sr.load_directions(made), concept="drift").save(tmp_path / "some.safetensors")
+        inner.locator("#safe_region_upload input[type=file]").set_input_files(str(named))
+        inner.locator("#safe_region_upload", has_text="some.safetensors").wait_for(timeout=30_000)
+        inner.locator("#safe_region_import").click()
+        inner.locator("#safe_region_said.prose", has_text="drift").wait_for(timeout=30_000)
+        assert sr.load_directions(folder / "drift.safetensors").concept == "drift"
     finally:
-        (folder / "snow.yaml").unlink(missing_ok=True)
+        for name in ("snow.yaml", "drift.safetensors"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def test_the_page_is_translated(webui: WebUI) -> None:

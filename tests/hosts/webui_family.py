@@ -1,6 +1,6 @@
 """The script on the real source of a webui of the family: its prompt parser, and the methods that make conditionings.
 
-usage: webui_family.py CHECKOUT FOLDER    (run by an interpreter that has torch, lark and pytest; prints JSON)
+usage: webui_family.py FOLDER CHECKOUT…    (run by an interpreter that has torch, lark and pytest; prints JSON)
 
 Everything else of the host is a stand-in: no checkpoint of Forge runs on the test machine.
 """
@@ -71,10 +71,7 @@ class Checkpoint(webui.Checkpoint):
             return super().get_learned_conditioning(prompts)
 
 
-def main(checkout: Path, folder: Path) -> None:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SAFE_REGION_CACHE", str(folder / "cache"))
-    write_recipes(folder / "models" / "safe_region")
+def check(checkout: Path, folder: Path, patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     from saferegion_webui import generation, interception
 
     parser = parser_of(checkout)
@@ -123,9 +120,16 @@ def main(checkout: Path, folder: Path) -> None:
                 if hasattr(parser.DictWithShape, "advanced_indexing"):
                     assert stacked.advanced_indexing([0])["crossattn"].shape[0] == 1
         one = run(ON, guidance=1.0)
-        done.append({"family": family, "no negative at CFG 1": one.uc is None, "parts": len(on.c.batch[0])})
-    print(json.dumps(done))
+        done.append({"family": family, "no negative at CFG 1": one.uc is None})
+    return done
+
+
+def main(folder: Path, checkouts: list[Path]) -> None:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SAFE_REGION_CACHE", str(folder / "cache"))
+    write_recipes(folder / "models" / "safe_region")
+    print(json.dumps({checkout.name: check(checkout, folder, patch) for checkout in checkouts}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), [Path(a) for a in sys.argv[2:]])

@@ -99,6 +99,26 @@ def test_every_family_is_guarded_and_benign_prompts_keep_their_objects(hosts: An
     assert a.c is b.c and a.uc is b.uc
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_half(hosts: Any, dtype: torch.dtype) -> None:
+    host = hosts("sdxl")
+    host.shared.sd_model.clip.dtype = dtype
+    off, on = conds(host.run())[0], conds(host.run(ON))[0]
+    assert on["crossattn"].dtype is dtype and on["vector"].dtype is off["vector"].dtype
+    assert torch.isfinite(on["crossattn"]).all() and not torch.equal(on["crossattn"], off["crossattn"])
+    a, b = host.run(prompt=BENIGN), host.run(ON, prompt=BENIGN)
+    assert a.c is b.c
+
+
+def test_a_hires_pass_has_its_own_prompts_and_guidance(hosts: Any) -> None:
+    host = hosts()
+    hires = {"prompt": BENIGN, "hires_steps": 6, "hr_prompts": [UNSAFE], "hr_cfg": 1.0, "negative": "a burning boat"}
+    off, on = host.run(**hires), host.run(ON, **hires)
+    assert on.c is off.c and on.uc is off.uc  # this stand-in encodes the first prompts; signs are read off the second
+    unguided = {**hires, "prompt": UNSAFE, "hr_cfg": -1.0}
+    assert host.run(ON, **unguided).c is not host.run(**unguided).c
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
 def test_begin_tokens_and_filling_stay(hosts: Any, family: str) -> None:
     host = hosts(family)

@@ -59,7 +59,7 @@ class Checkpoint:
                 raise RuntimeError("stack expects each tensor to be equal size")
             return rows[:, : len(texts[0].split()) + 1]
         if self.family == "flux":
-            rows = torch.cat([rows, rows, rows, rows[:, :25]], 1)
+            rows = torch.cat([rows, rows, rows, rows[:, :25]], 1)  # 256
             return {"crossattn": rows, "vector": pooled, "guidance": torch.full((len(texts),), 3.5)}
         wide = torch.nn.functional.pad(tokens, (0, T5 - CLIP))
         return {"crossattn": torch.cat([wide, rows], 1), "vector": pooled}
