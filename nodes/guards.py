@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ from comfy import model_management
 from ..saferegion.errors import ConditioningError, SafeRegionError
 from ..saferegion.fingerprint import Fingerprint
 from ..saferegion.selection import Guard, GuardReport, Selection
-from .encoder import Encode, TextEncoder, Tokens, output, tokenizing, unguarded
+from .encoder import STATES, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
 from .family import Family
 from .files import library
 from .progress import Progress, this_run
-
-log = logging.getLogger("saferegion")
 
 KEY = "safe_region"
 NEGATIVE = "negative"
@@ -170,6 +167,8 @@ class ClipGuard:
         encoder = self.encoder()
         state = encoder.state()
         if state not in self._fitted:
+            if len(self._fitted) >= STATES:
+                self._fitted.clear()
             fingerprint = encoder.fingerprint()
             like = next((f for f in self._fitted.values() if f.encoder.matches(fingerprint)), None)
             self._fitted[state] = (
