@@ -18,6 +18,8 @@ from .refusal import SafeRegionRefused
 AXES = ("safe_region_enabled", "safe_region_strength", "safe_region_strengths", "safe_region_mode")
 """Attributes that X/Y/Z sets on a processing; each takes the place of the argument it is named after."""
 MOST_HEAT_MAPS = 8
+MOVED = f"{KEY} moved"
+"""Infotext: the concepts that a picture's prompt was outside of."""
 
 guards = Guards()
 
@@ -124,6 +126,9 @@ def _guarded(
 
     arguments = generation.arguments
     hires = hires_steps is not None
+    if not hires and hasattr(conds, "batch"):  # the prompts of a new batch
+        generation.outside = []
+        p.extra_generation_params.pop(MOVED, None)
     listed = schedules.rows(conds, _signs(p, arguments, hires))
     wanted = [schedule for schedule, guarded in listed if guarded]
     if not wanted:
@@ -240,7 +245,7 @@ def _note(
                 for f in (f for r in view.report.reports for f in r.findings if f.prompt == view.row):
                     if f.before is not None and f.before > 0:
                         far[f.concept] = max(far.get(f.concept, 0.0), f.before)
-    p.extra_generation_params[f"{KEY} moved"] = [
+    p.extra_generation_params[MOVED] = [
         ", ".join(f"{name} {value:+.1f}" for name, value in far.items()) or None for far in generation.outside
     ]
 

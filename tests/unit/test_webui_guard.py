@@ -161,6 +161,14 @@ def test_schedules_and_parts_are_guarded_apart(hosts: Any) -> None:
     assert any("burning" in text or "on fire" in text for text in on.comments)
 
 
+def test_what_moved_is_told_of_the_batch_in_which_it_did(hosts: Any) -> None:
+    p = hosts().run(ON)
+    assert p.extra_generation_params["Safe region moved"] != [None]
+    p.prompts = [BENIGN]
+    p.setup_conds()
+    assert "Safe region moved" not in p.extra_generation_params
+
+
 @pytest.mark.parametrize(
     ("guidance", "prompt", "args", "positive", "negative"),
     [
