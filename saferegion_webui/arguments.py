@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -122,17 +122,17 @@ def pasted(name: str, parameters: Mapping[str, Any]) -> Any:
         text = str(parameters[KEY])
         return [] if text == _NONE else [part.strip() for part in text.split(",") if part.strip()]
     default = show(name, _DEFAULTS[name])
-    text = parameters.get(f"{KEY} {_LABELS[name]}")
-    if text is None:
+    written = parameters.get(f"{KEY} {_LABELS[name]}")
+    if written is None:
         return default
     if isinstance(default, bool):
-        return str(text) == "True"
+        return str(written) == "True"
     if isinstance(default, float):
         try:
-            return float(text)
+            return float(written)
         except ValueError:
             return default
-    return str(text)
+    return str(written)
 
 
 NAMES = tuple(f.name for f in fields(Arguments))
@@ -230,7 +230,7 @@ def _sentences(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-_READ = {
+_READ: dict[str, Callable[[str, Any], Any]] = {
     "enabled": _bool,
     "concepts": _words,
     "strength": _strength,

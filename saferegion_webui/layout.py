@@ -21,8 +21,10 @@ CHUNK = 77
 TIME_EMBEDDING = 256
 """Channels of one number (a size, a crop, a score) in SDXL's ``vector``, behind the pooled text."""
 
+
 def tokens_of(cond: Any) -> torch.Tensor:
-    return cond["crossattn"] if isinstance(cond, Mapping) else cond
+    tokens: torch.Tensor = cond["crossattn"] if isinstance(cond, Mapping) else cond
+    return tokens
 
 
 def vector_of(cond: Any) -> torch.Tensor | None:

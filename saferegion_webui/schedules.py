@@ -127,7 +127,7 @@ def apply(guard: Guard, layout: Layout, conds: Sequence[Any]) -> dict[tuple[int,
     with torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled() else nullcontext():
         for group in groups.values():
             tokens = torch.stack([tokens_of(c) for c in group])
-            vectors = None if vector_of(group[0]) is None else torch.stack([vector_of(c) for c in group])
+            vectors = None if vector_of(group[0]) is None else torch.stack([c["vector"] for c in group])
             c = layout.conditioning(tokens, vectors)
             empty = [False] * len(group) if vectors is None else (~tokens.flatten(1).any(1)).tolist()
             for w, part in enumerate(parts):
