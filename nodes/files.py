@@ -87,3 +87,10 @@ def stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return status.st_mtime_ns, status.st_size
+
+
+def stamps(*names: str) -> tuple[tuple[int, int], ...]:
+    """Changes when a file of the user that bears one of these names, with or without its ending, does."""
+    endings = (*RECIPES, SUFFIX)
+    paths = [f / (n if n.endswith(endings) else n + e) for f in folders() for n in names for e in endings]
+    return tuple(stamp(p) for p in dict.fromkeys(paths))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import saferegion as sr
+from . import files
 from .progress import show_below
 from .regions import CATEGORY, REGION, everything
 
@@ -14,7 +15,15 @@ REGION_TIP = "What is switched on; nothing connected: every bundled concept."
 ID = {"unique_id": "UNIQUE_ID"}
 
 
-class GuardCLIP:
+class _Guarding:
+    """What the nodes below depend on besides their inputs."""
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> Any:
+        return files.stamps(files.NEUTRAL)
+
+
+class GuardCLIP(_Guarding):
     DESCRIPTION = (
         "Put it behind the checkpoint loader: every prompt that is encoded further down is guarded, through LoRA "
         "loaders, Set Last Layer and scheduled hooks. Benign prompts come out bit-identical. Directions with a step "
@@ -41,7 +50,7 @@ class GuardCLIP:
         return (guard_clip(clip, selection, lambda text: show_below(unique_id, text)),)
 
 
-class GuardModel:
+class GuardModel(_Guarding):
     DESCRIPTION = (
         "Guards every sampling of this model, whatever made its conditionings: regions, masks, schedules, hooks and "
         "ControlNet included. Once a sampling, no further evaluation of the model."
@@ -82,7 +91,7 @@ class GuardModel:
         return (guard_model(model, fitted, guard_negative, lambda text: show_below(unique_id, text)),)
 
 
-class GuardConditioning:
+class GuardConditioning(_Guarding):
     DESCRIPTION = "Guards one conditioning, and says what it did. For a positive prompt; a negative one needs no guard."
     CATEGORY = CATEGORY
     FUNCTION = "guard"
@@ -114,7 +123,7 @@ class GuardConditioning:
         return guarded, text
 
 
-class Inspect:
+class Inspect(_Guarding):
     DESCRIPTION = (
         "Shows how far every token of a prompt is from the border of every concept, before and after guarding: blue "
         "is inside, red is outside."

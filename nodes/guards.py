@@ -170,7 +170,8 @@ class ClipGuard:
             if len(self._fitted) >= STATES:
                 self._fitted.clear()
             fingerprint = encoder.fingerprint()
-            like = next((f for f in self._fitted.values() if f.encoder.matches(fingerprint)), None)
+            near = [f for f in self._fitted.values() if f.encoder.matches(fingerprint)]
+            like = min(near, key=lambda f: f.encoder.distance(fingerprint), default=None)
             self._fitted[state] = (
                 fit(self.selection, encoder) if like is None else Fitted(like.guard, encoder.family, fingerprint)
             )

@@ -55,12 +55,6 @@ def read(name: str) -> sr.Concept | sr.ConceptDirections:
     return sr.load_directions(path) if path.suffix == files.SUFFIX else sr.read_recipe(path)
 
 
-def _stamp(name: str) -> Any:
-    if name in files.saved():
-        return files.stamp(files.path_of(name))
-    return None
-
-
 class SafeRegionNode:
     DESCRIPTION = (
         "Chooses what is kept out of the picture. Connect it to a guard node; chain several to choose more. Compiled "
@@ -93,7 +87,7 @@ class SafeRegionNode:
 
     @classmethod
     def IS_CHANGED(cls, concept: str, **_: Any) -> Any:
-        return _stamp(concept)
+        return files.stamps(*(sr.Library().names() if concept == BUNDLED else [concept]))
 
     def choose(
         self, concept: str, strength: float, mode: str, region: sr.Selection | None = None
@@ -203,7 +197,7 @@ class LoadDirections:
 
     @classmethod
     def IS_CHANGED(cls, file: str, **_: Any) -> Any:
-        return _stamp(file)
+        return files.stamps(file)
 
     def load(self, file: str, strength: float, mode: str, region: sr.Selection | None = None) -> tuple[sr.Selection]:
         path = files.path_of(file)

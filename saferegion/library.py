@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from .directions import ConceptDirections
@@ -42,6 +42,12 @@ def cache_folder() -> Path:
 def neutral_prompts() -> tuple[str, ...]:
     """The bundled benign prompts that calibrate every concept."""
     return read_neutral(vectors_folder() / f"{NEUTRAL}.yaml")
+
+
+@lru_cache(maxsize=8)
+def _read_neutral(path: Path, changed: int, size: int) -> tuple[str, ...]:
+    """As :func:`read_neutral`, once as long as the file stays the same."""
+    return read_neutral(path)
 
 
 def load_concept(name: str | os.PathLike[str]) -> Concept | ConceptDirections:
@@ -94,7 +100,8 @@ class Library:
         for folder in self.folders:
             for suffix in RECIPE_SUFFIXES:
                 if (path := folder / f"{NEUTRAL}{suffix}").is_file():
-                    return read_neutral(path)
+                    status = path.stat()
+                    return _read_neutral(path, status.st_mtime_ns, status.st_size)
         return neutral_prompts()
 
     def find(self, name: str | os.PathLike[str]) -> Concept | ConceptDirections:
@@ -178,6 +185,7 @@ class Library:
             candidates = sorted(stem.parent.glob(f"{stem.name}-*.safetensors"))
         except OSError:
             return None
+        found = []
         for path in candidates:
             try:
                 directions = load_directions(path)
@@ -185,8 +193,8 @@ class Library:
                 log.warning("Compiled directions are ignored and made again: %s", error)
                 continue
             if directions.recipe == recipe and directions.encoder is not None and directions.encoder.matches(encoder):
-                return directions
-        return None
+                found.append((directions.encoder.distance(encoder), directions))
+        return min(found, key=lambda f: f[0])[1] if found else None
 
     def _keep(self, directions: ConceptDirections) -> None:
         if directions.encoder is None:

@@ -106,7 +106,7 @@ def test_prompts_that_say_fire_paint_fire_without_a_guard(world: MicroWorld, com
         assert fire.mean() >= 0.75
 
 
-@pytest.mark.parametrize(("name", "most"), [("explicit", 0.01), ("held_out", 0.05)])
+@pytest.mark.parametrize(("name", "most"), [("explicit", 0.01), ("held_out", 0.02)])
 def test_prompts_that_say_fire_paint_everything_but_fire(
     world: MicroWorld, comfyui: ComfyUI, name: str, most: float
 ) -> None:
