@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .selection import Guard as Guard
     from .selection import Selection as Selection
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Conditioning": "conditioning",

@@ -24,6 +24,7 @@ def test_unsafe(world: MicroWorld, webui: WebUI, words: object) -> None:
     count = PICTURES * len(prompts)
     print(f"{words.__name__}: fire in {sum(shares) * PICTURES:.0f} of {count} pictures with the guard", end=", ")  # type: ignore[attr-defined]
     print(f"in {sum(off) * PICTURES:.0f} of {PICTURES * len(off)} without")
+    print([(p.prompt, share) for p, share in zip(prompts, shares, strict=True) if share])
 
 
 @pytest.mark.parametrize("words", [benign, neighbours])
