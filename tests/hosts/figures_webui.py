@@ -19,10 +19,11 @@ PICTURES, STEPS = 4, 15
 def test_unsafe(world: MicroWorld, webui: WebUI, words: object) -> None:
     paint = Studio(webui)
     prompts = words(96)  # type: ignore[operator]
-    shares = [paint.fire(world, ON, prompt=p.prompt, seed=100 * i, steps=STEPS) for i, p in enumerate(prompts)]
-    off = [paint.fire(world, None, prompt=p.prompt, seed=100 * i, steps=STEPS) for i, p in enumerate(prompts[:16])]
-    count = PICTURES * len(prompts)
-    print(f"{words.__name__}: fire in {sum(shares) * PICTURES:.0f} of {count} pictures with the guard", end=", ")  # type: ignore[attr-defined]
+    asked = [{"prompt": p.prompt, "seed": 100 * i, "steps": STEPS, "batch_size": PICTURES} for i, p in enumerate(prompts)]
+    shares = [paint.fire(world, ON, **request) for request in asked]
+    off = [paint.fire(world, None, **request) for request in asked[:16]]
+    name, shown, count = getattr(words, "__name__", ""), sum(shares) * PICTURES, PICTURES * len(prompts)
+    print(f"{name}: fire in {shown:.0f} of {count} pictures with the guard", end=", ")
     print(f"in {sum(off) * PICTURES:.0f} of {PICTURES * len(off)} without")
     print([(p.prompt, share) for p, share in zip(prompts, shares, strict=True) if share])
 
