@@ -7,6 +7,7 @@ default; later versions only add to the end. ``saferegion_webui/arguments.py`` s
 ``enabled`` is true, a request that cannot be guarded is answered with an error and without a picture.
 """
 
+from inspect import signature
 from pathlib import Path
 
 from modules import processing, script_callbacks, scripts
@@ -61,6 +62,16 @@ def tab():
     return tab.build()
 
 
-script_callbacks.on_ui_settings(page.add_settings)
-script_callbacks.on_before_ui(page.add_axes)
-script_callbacks.on_ui_tabs(tab)
+def register(kind, callback):
+    """As ``script_callbacks.on_<kind>``; those look for this file's name in every module, 50 ms each time."""
+    add = getattr(script_callbacks, "add_callback", None)
+    callbacks = getattr(script_callbacks, "callback_map", {}).get(f"callbacks_{kind}")
+    if add is not None and callbacks is not None and "filename" in signature(add).parameters:
+        add(callbacks, callback, category=kind, filename=__file__)
+    else:
+        getattr(script_callbacks, f"on_{kind}")(callback)
+
+
+register("ui_settings", page.add_settings)
+register("before_ui", page.add_axes)
+register("ui_tabs", tab)

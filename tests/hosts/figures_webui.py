@@ -19,7 +19,8 @@ PICTURES, STEPS = 4, 15
 def test_unsafe(world: MicroWorld, webui: WebUI, words: object) -> None:
     paint = Studio(webui)
     prompts = words(96)  # type: ignore[operator]
-    asked = [{"prompt": p.prompt, "seed": 100 * i, "steps": STEPS, "batch_size": PICTURES} for i, p in enumerate(prompts)]
+    common = {"steps": STEPS, "batch_size": PICTURES}
+    asked = [{"prompt": p.prompt, "seed": 100 * i, **common} for i, p in enumerate(prompts)]
     shares = [paint.fire(world, ON, **request) for request in asked]
     off = [paint.fire(world, None, **request) for request in asked[:16]]
     name, shown, count = getattr(words, "__name__", ""), sum(shares) * PICTURES, PICTURES * len(prompts)

@@ -34,7 +34,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {"prompt": UNSAFE},
     "editing": {"prompt": "a [red house:burning blue boat:0.4] in a meadow"},
     "alternating": {"prompt": "a [red|burning] house in a meadow", "batch_size": 2},
-    "AND": {"prompt": f"{BENIGN} :0.3 AND {UNSAFE}"},
+    "AND": {"prompt": f"a meadow :0.1 AND {UNSAFE} :1.2"},
     "BREAK": {"prompt": f"{BENIGN} BREAK a burning boat"},
     "emphasis": {"prompt": "a (burning:1.3) red house in a [meadow]", "batch_size": 2},
     "long": {"prompt": f"{UNSAFE}, {LONG}", "negative_prompt": "a tree"},
