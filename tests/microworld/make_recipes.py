@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from saferegion.microworld import load
 from saferegion.microworld.model import DATA
 from saferegion.microworld.prompts import neutral
 
@@ -80,6 +82,18 @@ def recipe(name: str, title: str, description: str, pairs: tuple[tuple[str, str]
     }  # fmt: skip
 
 
+def fitting(prompts: Sequence[str]) -> list[str]:
+    """The prompts without the words that do not fit into 77 tokens: the world has never read a second chunk, and hosts
+    that make one would calibrate on what it says at random."""
+    tokenizer, found = load().tokenizer, []
+    for prompt in prompts:
+        words = prompt.split()
+        while len(tokenizer(" ".join(words))["input_ids"]) > 77:
+            words.pop()
+        found.append(" ".join(words).rstrip(","))
+    return found
+
+
 def main(out: Path) -> None:
     fire = recipe(
         "fire", "Fire",
@@ -91,7 +105,8 @@ def main(out: Path) -> None:
         "Keeps lightning out of microworld pictures. Rain, clouds and colours named after storms stay.", LIGHTNING,
     )  # fmt: skip
     calm = {
-        "format": "saferegion-neutral/1", "name": "neutral", "version": 1, "licence": "MIT", "prompts": list(neutral()),
+        "format": "saferegion-neutral/1", "name": "neutral", "version": 1, "licence": "MIT",
+        "prompts": fitting(neutral()),
     }  # fmt: skip
     for made in (fire, bolt, calm):
         text = yaml.safe_dump(made, sort_keys=False, width=110)

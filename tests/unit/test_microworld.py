@@ -189,3 +189,8 @@ def test_recipes_never_use_a_held_out_word(name):
 def test_content_wants_one_picture_a_prompt():
     with pytest.raises(ValueError, match="one picture a prompt"):
         content(SETS["benign"]()[:2], {"place": np.array(["meadow"])})
+
+
+def test_neutral_prompts_fit_into_the_one_chunk_that_the_world_has_read():
+    tokenizer = load().tokenizer
+    assert max(len(tokenizer(p)["input_ids"]) for p in neutral_prompts()) <= 77
