@@ -9,7 +9,7 @@ is one formula, c ← c − Σ_k a_k u_k:
   shifts come from one metric, u_k = Σ v_k / (v_k·Σ v_k), that is the point of { c : v_k·c ≤ ℓ_k for all k } nearest to
   c in Mahalanobis distance Σ⁻¹; one concept alone gives a = max(0, z − ℓ).
 * project, the prompt as a whole: the same on the mean of the prompt's tokens, with normals, thresholds and shifts of
-  its own; all tokens move by what the mean has to move by. It comes second: what a sentence says and no word of it.
+  its own; all tokens move by what the mean has to move by. It comes first: what a sentence says and no word of it.
 * steer: a_k = β_k for every token (Li et al., WWW 2025: c + β·(b ⊗ a) with u = −a and weight b by position).
 * erase: a = G⁻¹ (z − μ): every score becomes its benign mean (least change: LEACE, Belrose et al. 2023).
 

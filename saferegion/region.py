@@ -23,7 +23,7 @@ STRONGEST = 10.0
 """Largest strength."""
 
 TURNS = 4
-"""Most times that a prompt is looked at token by token and as a whole: either may, rarely, bring the other outside."""
+"""Most times that a prompt is looked at as a whole and token by token: either may, rarely, bring the other outside."""
 
 _PARALLEL = 1e-6
 """Singular values of the Gram matrix below this share of the largest are taken for zero when erasing: they come from
@@ -182,18 +182,20 @@ class SafeRegion:
             ConditioningError: a width, space or encoder that the region does not know, NaN or infinite values, or
                 concepts that contradict each other so that no point is inside.
         """
-        after, tokens, sentences = c, [], []
+        after, reports = c, ()
         for turn in range(TURNS):
-            word_by_word, seen = self._each(after)
-            whole, seen_whole = self._whole(word_by_word)
-            if not turn:
-                tokens, sentences = seen, seen_whole
-            after, settled = whole, whole is word_by_word
-            if settled:
+            whole, sentences = self._whole(after)
+            if turn and whole is after:
                 break
-        reports = (*tokens, *sentences)
-        if sentences and after is not c:
-            self._retell(c, after, sentences if settled and not turn else reports)
+            moved, tokens = self._each(whole)
+            reports = reports or (*tokens, *sentences)
+            if moved is after:
+                break
+            after = moved
+            if not sentences:
+                break
+        if after is not c and any(r.space.endswith(MEAN) for r in reports):
+            self._retell(c, after, reports)
         titles = tuple(d.title or d.concept for d in self.directions)
         return after, Report(self.mode, self.names, titles, self.strengths, reports)
 
@@ -253,11 +255,14 @@ class SafeRegion:
                 continue
             view = tokens[:, space.rows, space.channels]
             may = None if movable is None else movable[:, space.rows]
-            new = self._in_graph(space.name, view, may)
             if self.mode == "project" and self._parts.get(space.name + MEAN):
-                mean = geometry.mean(new.float(), may)
-                new = _shifted(new, self._in_graph(space.name + MEAN, mean, None, view.dtype) - mean, may)
-                new = self._in_graph(space.name, new, may)
+                new = view
+                for _ in range(2):
+                    mean = geometry.mean(new.float(), may)
+                    new = _shifted(new, self._in_graph(space.name + MEAN, mean, None, view.dtype) - mean, may)
+                    new = self._in_graph(space.name, new, may)
+            else:
+                new = self._in_graph(space.name, view, may)
             if new.shape == tokens.shape:
                 result = new
             else:
@@ -318,11 +323,8 @@ class SafeRegion:
         return c, reports
 
     def _retell(self, before: Conditioning, after: Conditioning, reports: Sequence[SpaceReport]) -> None:
-        """Reports that were taken on the way tell the scores of what came and of what went."""
-        names = {r.space for r in reports}
-        came, went = (
-            {n: v for n, v, _, _ in (*self._views(c), *self._means(c)) if n in names} for c in (before, after)
-        )
+        """Where prompts were moved as a whole too, reports tell the scores of what came and of what went."""
+        came, went = ({name: view for name, view, _, _ in (*self._views(c), *self._means(c))} for c in (before, after))
         for report in reports:
             old, new = came[report.space], went[report.space]
             stack = self._stack(report.space, old.device)
