@@ -44,7 +44,7 @@ Encode = Callable[[list[str]], Conditioning]
 Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
-METHOD = 2
+METHOD = 3
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 BATCH = 32
 RIDGE = 0.02
@@ -55,6 +55,10 @@ TAIL = 0.1
 """Upper share of benign maxima that the exponential tail is fitted on."""
 CHUNK = 77
 """Tokens of one CLIP chunk: the period of positions of longer prompts."""
+EMPTY = 50
+"""One in so many neutral vectors of the logistic regression is the empty prompt's, which says nothing unsafe."""
+CLEAR = 0.25
+"""How far inside the border the empty prompt lies at least, in benign standard deviations."""
 NEAR = 0.97
 """Share of a concept's own near neighbours that must stay inside."""
 MINED = 4096
@@ -129,7 +133,7 @@ def compile_many(
     concepts = list(concepts)
     fit_prompts, check_prompts = list(neutral[0::2]), list(neutral[1::2])
     plans = [_Plan.of(c) for c in concepts]
-    total = len(neutral) + sum(p.size for p in plans)
+    total = len(neutral) + 1 + sum(p.size for p in plans)
     run = _Run(encode, batch_size, progress, total)
     with torch.no_grad():
         encoder = fingerprint_of(encode)
@@ -139,6 +143,9 @@ def compile_many(
             base.add(c)
             for contrast in contrasts:
                 contrast.mine(c)
+        (nothing,) = run([""])
+        for _ in range(max(1, len(neutral) // EMPTY)):
+            base.vectors.add(nothing)
         metric = {name: m.covariance() for name, m in base.spaces.items()}
         fitted = [contrast.solve(run, base, metric) for contrast in contrasts]
         del metric, contrasts
@@ -152,6 +159,8 @@ def compile_many(
         for c in run(check_prompts):
             for calibration in calibrations:
                 _see(calibration, c, "benign")
+        for calibration in calibrations:
+            _see(calibration, nothing, "nothing")
         return [
             _finish(plan, run, parts, calibration, encoder, neutral, family)
             for plan, parts, calibration in zip(plans, fitted, calibrations, strict=True)
@@ -529,6 +538,7 @@ class _Calibration:
         self.normal = normal
         self.benign: list[torch.Tensor] = []  # [B, T], NaN where the token may not move
         self.hard: list[torch.Tensor] = []
+        self.nothing: list[torch.Tensor] = []  # the empty prompt
         self.unsafe: list[torch.Tensor] = []
         self.safe: list[torch.Tensor] = []
         self.spread = 0.0
@@ -619,7 +629,7 @@ def _finish(
         mean, deviation = k.standard()
         benign, hard = k.maxima("benign", mean, deviation), k.maxima("hard", mean, deviation)
         unsafe, safe = k.maxima("unsafe", mean, deviation), k.maxima("safe", mean, deviation)
-        at = border(benign)
+        at = max(border(benign), float(k.maxima("nothing", mean, deviation).max()) + CLEAR)
         if len(hard):
             at = max(at, float(torch.quantile(hard.double(), NEAR)))
         v, u = v.cpu(), u.cpu()

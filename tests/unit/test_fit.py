@@ -101,7 +101,7 @@ def test_several_at_once_are_the_same_as_one_by_one(neutral: list[str], on_fire:
         for name, d in known.spaces.items():
             assert all(same_bits(t, found.spaces[name].tensors()[k]) for k, t in d.tensors().items())
     compile(fire(), alone, neutral)
-    assert encoder.prompts == alone.prompts - len(neutral) - 5, "the neutral prompts are encoded once"
+    assert encoder.prompts == alone.prompts - len(neutral) - 6, "the neutral prompts, the empty one and the probes once"
 
 
 def test_half_precision(neutral: list[str], on_fire: ConceptDirections) -> None:

@@ -130,7 +130,7 @@ def test_only_what_is_missing_is_compiled_and_the_order_is_kept(bundled: Path, t
     found = lib.directions([frost(), ready, fire(), "fire"], encoder, NEUTRAL, lambda *at: seen.append(at))
     assert [d.concept for d in found] == ["frost", "on-fire", "on-fire", "fire"]
     assert found[1] is ready and equal(found[2], ready)
-    assert encoder.prompts - asked == 10 + seen[-1][1] == 10 + len(NEUTRAL) + 72 + 16
+    assert encoder.prompts - asked == 10 + seen[-1][1] == 10 + len(NEUTRAL) + 1 + 72 + 16
 
 
 def test_directions_of_another_encoder_are_refused(tmp_path: Path) -> None:

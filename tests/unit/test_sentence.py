@@ -161,3 +161,9 @@ def test_the_discriminant_is_the_optimum_of_the_penalised_likelihood() -> None:
 
     best = minimize(loss, np.zeros(6), tol=1e-12).x
     assert np.allclose(discriminant(unsafe, benign).numpy() * scale, best[:5], atol=2e-3)
+
+
+def test_the_empty_prompt_is_inside_as_a_whole_too(on_fire: ConceptDirections) -> None:
+    c = FakeEncoder()([""])
+    region = SafeRegion([on_fire])
+    assert region.apply(c)[0] is c and float(region.score(c).max()) <= -0.2
