@@ -629,7 +629,9 @@ def _finish(
         mean, deviation = k.standard()
         benign, hard = k.maxima("benign", mean, deviation), k.maxima("hard", mean, deviation)
         unsafe, safe = k.maxima("unsafe", mean, deviation), k.maxima("safe", mean, deviation)
-        at = max(border(benign), float(k.maxima("nothing", mean, deviation).max()) + CLEAR)
+        at = border(benign)
+        if name.endswith(MEAN) or name == POOLED:
+            at = max(at, float(k.maxima("nothing", mean, deviation).max()) + CLEAR)
         if len(hard):
             at = max(at, float(torch.quantile(hard.double(), NEAR)))
         v, u = v.cpu(), u.cpu()
