@@ -21,6 +21,8 @@ log = logging.getLogger("saferegion")
 
 CACHE_VARIABLE = "SAFE_REGION_CACHE"
 RECIPE_SUFFIXES = (".yaml", ".yml")
+NO_CONCEPTS = frozenset({NEUTRAL, "hard-neutral"})
+"""Lists of benign prompts among the bundled files: those that calibrate, and those held out to measure."""
 
 
 def vectors_folder() -> Path:
@@ -78,7 +80,7 @@ class Library:
             for path in folder.iterdir()
             if path.suffix in (*RECIPE_SUFFIXES, ".safetensors") and not path.name.startswith(".")
         }
-        return sorted(found - {NEUTRAL})
+        return sorted(found - NO_CONCEPTS)
 
     def recipes(self) -> list[Concept]:
         """Every recipe that can be named; files that are none, or broken, are left out."""
@@ -116,7 +118,7 @@ class Library:
             for folder in self._folders():
                 for suffix in (*RECIPE_SUFFIXES, ".safetensors"):
                     candidate = folder / f"{text}{suffix}"
-                    if candidate.is_file() and text != NEUTRAL:
+                    if candidate.is_file() and text not in NO_CONCEPTS:
                         return self._named(candidate, text)
         raise RecipeError(
             f"There is no concept {text!r}; there are {', '.join(self.names()) or 'none'}, or give a file."
