@@ -34,6 +34,8 @@ class Direction:
         mean, deviation: ``[F, L]``, benign mean and standard deviation of z by position; None as above.
         spread: ``[F]``, root of Σ_d (v_d c_d)² over benign tokens; None as above.
         weight: ``[L]``, factor by position when steering; None: 1 everywhere.
+        together: ``[F]``, of a sentence space: the prompt is outside, too, where the standardised scores of its mean
+            and of its strongest token sum to more; None: they are not summed.
     """
 
     normal: torch.Tensor
@@ -44,6 +46,7 @@ class Direction:
     spread: torch.Tensor | None = None
     weight: torch.Tensor | None = None
     inner: torch.Tensor | None = None
+    together: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check()
@@ -113,6 +116,8 @@ class Direction:
             or (self.threshold is not None and len(self.weight) != self.threshold.shape[1])
         ):
             raise SafeRegionError("weight must be [positions], as many as threshold has.")
+        if self.together is not None and (self.threshold is None or self.together.shape != (len(v),)):
+            raise SafeRegionError(f"together must be [{len(v)}] and needs a threshold beside it.")
         unit = (v.double() * u.double()).sum(1)
         if not bool(((unit - 1).abs() < 1e-3).all()):
             raise SafeRegionError("normal·shift must be 1 for every facet.")

@@ -29,7 +29,7 @@ LARGEST = 256 * 2**20
 _HEADER = 8
 _LARGEST_HEADER = 2**20
 _REQUIRED = ("normal", "shift")
-_FIELDS = ("normal", "shift", "threshold", "mean", "deviation", "spread", "weight", "inner")
+_FIELDS = ("normal", "shift", "threshold", "mean", "deviation", "spread", "weight", "inner", "together")
 _KEY = re.compile(r"([A-Za-z0-9_]{1,64})\.([a-z]{1,16})")
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f]{0,4096}")
 

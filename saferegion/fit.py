@@ -20,6 +20,10 @@ often fewer than channels, and their covariance is mostly noise; so v is a penal
 against safe, own and neutral ones), and u again the mean difference of the pairs over v·Δ. On the language benchmark,
 tokens and the whole together find .95 of Ring-A-Bell's prompts where tokens alone find .83, at the same price.
 
+A prompt whose words and whole both lean to a concept, neither of them over its border, is outside as a whole where the
+two standardised scores sum to more than a third border: of I2P's nudity rows that finds .1 more at the same price.
+Most of a concept's share of false alarms (:data:`OUTSIDE`) goes there, and what single tokens say alone needs least.
+
 The border is calibrated on prompts that the fit has not seen: a benign prompt is outside where any of its tokens is, so
 the border is a quantile of prompt-wise maxima, with an exponential tail beyond what their number can show.
 """
@@ -44,15 +48,19 @@ Encode = Callable[[list[str]], Conditioning]
 Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
-METHOD = 3
+METHOD = 4
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 BATCH = 32
 RIDGE = 0.02
 """λ as a share of the mean benign variance."""
 OUTSIDE = 3e-3
-"""Share of benign prompts that one concept may move."""
+"""Share of benign prompts that one concept may move, in all spaces together."""
+ONE_TOKEN, WHOLE, TOGETHER = 0.05, 0.35, 0.6
+"""What of a space's share falls to single tokens, to the prompt as a whole, and to the sum of both."""
 TAIL = 0.1
 """Upper share of benign maxima that the exponential tail is fitted on."""
+BEYOND = 10
+"""How far the tail is trusted: to one prompt in so many times as many as were seen."""
 CHUNK = 77
 """Tokens of one CLIP chunk: the period of positions of longer prompts."""
 EMPTY = 50
@@ -71,7 +79,7 @@ ROUNDS = 6
 """Rounds of mining."""
 HARD = 0.5
 """Weight of the hard negatives of a round beside the covariance."""
-PENALTY = 1e-2
+PENALTY = 0.1
 """Ridge of the logistic regression on one vector a prompt, channels standardised."""
 DESCENTS = 200
 """Its steps."""
@@ -591,13 +599,33 @@ def border(maxima: torch.Tensor, outside: float = OUTSIDE) -> float:
     """The score that a share ``outside`` of benign prompts exceeds, from their maxima ``[N]``.
 
     The upper :data:`TAIL` of the maxima is taken as exponential (peaks over threshold with shape 0), so that the
-    border does not hang on the single largest of them; but it is never below the quantile that was seen.
+    border does not hang on the single largest of them; but it is never below the quantile that was seen, nor for a
+    smaller share than one in :data:`BEYOND` times their number.
     """
-    m = maxima.double()
+    m, outside = maxima.double(), max(outside, 1 / (BEYOND * len(maxima)))
     base = float(torch.quantile(m, 1 - TAIL))
     over = m[m > base]
     scale = float((over - base).mean()) if len(over) else 0.0
     return max(base + scale * math.log(TAIL / outside), float(torch.quantile(m, 1 - outside)))
+
+
+_SEEN = ("benign", "hard", "nothing", "unsafe", "safe")
+
+
+def _border(seen: dict[str, torch.Tensor], outside: float, clear: bool) -> float:
+    """The border of prompts' highest scores: over all but ``outside`` of the benign ones, over nearly all of the
+    concept's own near neighbours and, with ``clear``, well over the empty prompt's."""
+    at = border(seen["benign"], outside)
+    if clear:
+        at = max(at, float(seen["nothing"].max()) + CLEAR)
+    if len(seen["hard"]):
+        at = max(at, float(torch.quantile(seen["hard"].double(), NEAR)))
+    return at
+
+
+def _sums(tokens: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Strongest token and the whole prompt together, ``[N]``; 0 where the whole says less than benign prompts do."""
+    return torch.where(whole > 0, tokens + whole, torch.zeros(()))
 
 
 def area(unsafe: torch.Tensor, safe: torch.Tensor) -> float:
@@ -624,16 +652,19 @@ def _finish(
             _see(calibration, c, which)
     spaces: dict[str, Direction] = {}
     figures: dict[str, float] = {}
+    standards = {name: calibration[name].standard() for name in parts}
+    seen = {name: {which: calibration[name].maxima(which, *standards[name]) for which in _SEEN} for name in parts}
+    each = OUTSIDE / sum(not name.endswith(MEAN) for name in parts)
     for name, (v, u, length) in parts.items():
-        k = calibration[name]
-        mean, deviation = k.standard()
-        benign, hard = k.maxima("benign", mean, deviation), k.maxima("hard", mean, deviation)
-        unsafe, safe = k.maxima("unsafe", mean, deviation), k.maxima("safe", mean, deviation)
-        at = border(benign)
-        if name.endswith(MEAN) or name == POOLED:
-            at = max(at, float(k.maxima("nothing", mean, deviation).max()) + CLEAR)
-        if len(hard):
-            at = max(at, float(torch.quantile(hard.double(), NEAR)))
+        k, (mean, deviation) = calibration[name], standards[name]
+        unsafe, safe = seen[name]["unsafe"], seen[name]["safe"]
+        together = None
+        if name.endswith(MEAN):
+            at = _border(seen[name], WHOLE * each, clear=True)
+            sums = {which: _sums(seen[name.removesuffix(MEAN)][which], m) for which, m in seen[name].items()}
+            together = torch.tensor([_border(sums, TOGETHER * each, clear=True)], dtype=torch.float32)
+        else:
+            at = _border(seen[name], each * (1 if name == POOLED else ONE_TOKEN), clear=name == POOLED)
         v, u = v.cpu(), u.cpu()
         spaces[name] = Direction(
             normal=v,
@@ -644,6 +675,7 @@ def _finish(
             spread=torch.tensor([k.spread / max(1, k.tokens)], dtype=torch.float32),
             weight=torch.full((k.period,), length, dtype=torch.float32),
             inner=mean.unsqueeze(0),
+            together=together,
         )
         figures |= {
             f"{name}.area": round(area(unsafe, safe), 4),
@@ -652,6 +684,11 @@ def _finish(
             f"{name}.safe_moved": round(float((safe > at).double().mean()), 4),
             f"{name}.length": round(length, 4),
         }
+        if together is not None:
+            figures |= {
+                f"{name}.together": round(float(together), 4),
+                f"{name}.together_found": round(float((sums["unsafe"] > float(together)).double().mean()), 4),
+            }
     best = max(v for k, v in figures.items() if k.endswith(".area"))
     if best < SEPARATES:
         raise CompileError(

@@ -10,6 +10,8 @@ is one formula, c ← c − Σ_k a_k u_k:
   c in Mahalanobis distance Σ⁻¹; one concept alone gives a = max(0, z − ℓ).
 * project, the prompt as a whole: the same on the mean of the prompt's tokens, with normals, thresholds and shifts of
   its own; all tokens move by what the mean has to move by. It comes first: what a sentence says and no word of it.
+  A prompt counts as outside as a whole, too, where its mean and its strongest token say so only together: both scores,
+  standardised, are summed (:func:`together`). Such a border is a half-space of the whole prompt's coordinates.
 * steer: a_k = β_k for every token (Li et al., WWW 2025: c + β·(b ⊗ a) with u = −a and weight b by position).
 * erase: a = G⁻¹ (z − μ): every score becomes its benign mean (least change: LEACE, Belrose et al. 2023).
 
@@ -154,16 +156,39 @@ def outside(z: torch.Tensor, threshold: torch.Tensor, movable: torch.Tensor | No
     return over if movable is None else over & movable.unsqueeze(-1)
 
 
+def together(
+    threshold: torch.Tensor,
+    inner: torch.Tensor,
+    mean: torch.Tensor,
+    deviation: torch.Tensor,
+    sums: torch.Tensor,
+    strongest: torch.Tensor,
+) -> torch.Tensor:
+    """The border of prompts as a whole, lowered by what their strongest token says already -> [B, 1, K].
+
+    A prompt is outside where the standardised scores of its mean and of its strongest token sum to more than ``sums``
+    [K], but never at or below the inner border: a prompt whose words as a whole say less than benign ones do is left
+    to its tokens. ``threshold``, ``inner``, ``mean`` and ``deviation`` are [1, K], ``strongest`` [B, K].
+    """
+    lowered = mean + deviation * (sums - strongest)
+    return torch.minimum(threshold, torch.maximum(lowered, inner)).unsqueeze(1)
+
+
 def limits(
-    over: torch.Tensor, threshold: torch.Tensor, inner: torch.Tensor, mean: torch.Tensor, strength: torch.Tensor
+    over: torch.Tensor,
+    threshold: torch.Tensor,
+    inner: torch.Tensor,
+    mean: torch.Tensor,
+    strength: torch.Tensor,
+    lowered: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What each score is held to -> [B, T, K]: τ, and ι for a concept that is outside somewhere in the prompt.
 
     ``over`` bool ``[B, T, K]``; ``threshold``, ``inner`` and ``mean`` ``[T, K]``; ``strength`` ``[K]``, above 1 goes
-    further by that many times τ − mean.
+    further by that many times τ − mean. ``lowered`` ``[B, T, K]``: the border of each prompt, where it is not τ.
     """
     deeper = (strength - 1).clamp_min(0) * (threshold - mean)
-    return torch.where(over.any(-2, keepdim=True), inner - deeper, threshold)
+    return torch.where(over.any(-2, keepdim=True), inner - deeper, threshold if lowered is None else lowered)
 
 
 def amounts(

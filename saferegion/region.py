@@ -54,6 +54,8 @@ class _Stack:
     along: torch.Tensor  # [] largest Σ_d |v_d u_d|
     across: torch.Tensor  # [] largest root of Σ_d (v_d u_d)²
     strength: torch.Tensor
+    together: torch.Tensor  # [K] border of the sum with the strongest token; infinite where there is none
+    summed: bool  # whether any is finite
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, Direction, float]], device: torch.device) -> _Stack:
@@ -74,6 +76,10 @@ class _Stack:
             along=geometry.gram(normal.abs(), shift.abs()).amax().float().to(device),
             across=geometry.gram(normal**2, shift**2).amax().sqrt().float().to(device),
             strength=torch.tensor([s for _, d, s in parts for _ in range(d.facets)]).to(device),
+            together=torch.cat(
+                [torch.full((d.facets,), math.inf) if d.together is None else d.together for _, d, _ in parts]
+            ).to(device),
+            summed=any(d.together is not None for _, d, _ in parts),
         )
 
     def borders(self, length: int) -> _Borders:
@@ -184,10 +190,11 @@ class SafeRegion:
         """
         after, reports = c, ()
         for turn in range(TURNS):
-            whole, sentences = self._whole(after)
+            known: dict[str, torch.Tensor] = {}
+            whole, sentences = self._whole(after, known)
             if turn and whole is after:
                 break
-            moved, tokens = self._each(whole)
+            moved, tokens = self._each(whole, known if whole is after else {})
             reports = reports or (*tokens, *sentences)
             if moved is after:
                 break
@@ -199,10 +206,11 @@ class SafeRegion:
         titles = tuple(d.title or d.concept for d in self.directions)
         return after, Report(self.mode, self.names, titles, self.strengths, reports)
 
-    def _each(self, c: Conditioning) -> tuple[Conditioning, list[SpaceReport]]:
-        """Every token space and pooled, guarded token by token; ``c`` itself where nothing had to move."""
+    def _each(self, c: Conditioning, known: Mapping[str, torch.Tensor]) -> tuple[Conditioning, list[SpaceReport]]:
+        """Every token space and pooled, guarded token by token; ``c`` itself where nothing had to move. ``known``:
+        scores that were computed before."""
         views = self._views(c)
-        found = [self._guard(name, view, movable) for name, view, movable, _ in views]
+        found = [self._guard(name, view, movable, scores=known.get(name)) for name, view, movable, _ in views]
         reports = [r for _, r in found]
         if not any(new is not None for new, _ in found):
             return c, reports
@@ -223,11 +231,16 @@ class SafeRegion:
         """``[B, K]`` float32, K in the order given: distance outside the border in benign standard deviations, the
         largest over tokens, spaces and half-spaces; at most 0 inside. Raises ConditioningError as :meth:`apply`."""
         columns: list[list[torch.Tensor]] = [[] for _ in self.names]
-        means = [(name, mean, None, place) for name, mean, _, place in self._means(c)]
-        for name, view, movable, _ in (*self._views(c), *means):
+        known: dict[str, torch.Tensor] = {}
+        views = self._views(c)
+        means = [
+            (name, mean, None, self._lowered(place, c, movable, known)) for name, mean, movable, place in self._means(c)
+        ]
+        for name, view, movable, lowered in (*((*v[:3], None) for v in views), *means):
             stack = self._stack(name, view.device)
             b = self._at(name, view.device, view.shape[1])
-            far = (geometry.scores(view.float(), stack.normal) - b.threshold) / b.deviation
+            z = known[name] if name in known else geometry.scores(view.float(), stack.normal)
+            far = (z - (b.threshold if lowered is None else lowered)) / b.deviation
             if not bool(torch.isfinite(far).all()):
                 raise ConditioningError(_not_finite(name))
             if movable is not None:
@@ -259,7 +272,9 @@ class SafeRegion:
                 new = view
                 for _ in range(2):
                     mean = geometry.mean(new.float(), may)
-                    new = _shifted(new, self._in_graph(space.name + MEAN, mean, None, view.dtype) - mean, may)
+                    lowered = self._border_of(space.name, new, may, {})
+                    moved = self._in_graph(space.name + MEAN, mean, None, view.dtype, lowered)
+                    new = _shifted(new, moved - mean, may)
                     new = self._in_graph(space.name, new, may)
             else:
                 new = self._in_graph(space.name, view, may)
@@ -307,11 +322,38 @@ class SafeRegion:
                 found.append((space.name + MEAN, geometry.mean(view, movable), movable, space))
         return found
 
-    def _whole(self, c: Conditioning) -> tuple[Conditioning, list[SpaceReport]]:
-        """Prompts whose mean token is outside: all their tokens are moved alike, so that it comes inside."""
+    def _lowered(
+        self, place: Space, c: Conditioning, movable: torch.Tensor | None, known: dict[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """The border of each prompt as a whole in one space, [B, 1, K], or None where it is the same for all."""
+        return self._border_of(place.name, c.tokens[:, place.rows, place.channels], movable, known)
+
+    def _border_of(
+        self, name: str, view: torch.Tensor, movable: torch.Tensor | None, known: dict[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """See :meth:`_lowered`; scores of the tokens are left in ``known``."""
+        whole = self._stack(name + MEAN, view.device)
+        if not whole.summed or not self._parts.get(name) or not view.shape[1]:
+            return None
+        stack = self._stack(name, view.device)
+        _same_width(name, view, stack)
+        b, at = self._at(name, view.device, view.shape[1]), self._at(name + MEAN, view.device, 1)
+        known[name] = z = geometry.scores(view.float(), stack.normal)
+        far = (z.detach() - b.mean) / b.deviation
+        if movable is not None:
+            far = far.masked_fill(~movable.to(far.device).unsqueeze(-1), -math.inf)
+        strongest = far.amax(1)
+        if whole.owner != stack.owner:
+            same = torch.tensor([[k == j for j in stack.owner] for k in whole.owner]).to(view.device)
+            strongest = strongest.unsqueeze(1).masked_fill(~same, -math.inf).amax(-1)
+        return geometry.together(at.threshold, at.inner, at.mean, at.deviation, whole.together, strongest)
+
+    def _whole(self, c: Conditioning, known: dict[str, torch.Tensor]) -> tuple[Conditioning, list[SpaceReport]]:
+        """Prompts whose mean token is outside: all their tokens are moved alike, so that it comes inside. Scores of
+        the tokens, where they were computed, are left in ``known``."""
         reports = []
         for name, mean, movable, place in self._means(c):
-            new, report = self._guard(name, mean, None, c.tokens.dtype)
+            new, report = self._guard(name, mean, None, c.tokens.dtype, self._lowered(place, c, movable, known))
             reports.append(report)
             if new is not None:
                 view = c.tokens[:, place.rows, place.channels]
@@ -335,7 +377,12 @@ class SafeRegion:
     # -- parts ---------------------------------------------------------------------------------------------------
 
     def _in_graph(
-        self, name: str, view: torch.Tensor, movable: torch.Tensor | None, dtype: torch.dtype | None = None
+        self,
+        name: str,
+        view: torch.Tensor,
+        movable: torch.Tensor | None,
+        dtype: torch.dtype | None = None,
+        lowered: torch.Tensor | None = None,
     ) -> torch.Tensor:
         dtype = dtype or view.dtype
         stack = self._stack(name, view.device)
@@ -346,8 +393,8 @@ class SafeRegion:
         z = geometry.scores(view.float(), stack.normal)
         if self.mode == "erase":
             return geometry.move(view, _erasing(z - b.mean, stack), stack.shift, movable)
-        over = geometry.outside(z, b.threshold, movable)
-        limit = geometry.limits(over, b.threshold, b.inner, b.mean, stack.strength)
+        over = geometry.outside(z, b.threshold if lowered is None else lowered, movable)
+        limit = geometry.limits(over, b.threshold, b.inner, b.mean, stack.strength, lowered)
         moves = geometry.outside(z, limit, movable).any(-1)
         margin, roundoff = _margin(view, dtype, stack), geometry.roundoff(dtype, stack.along, stack.across)
         amount = geometry.amounts(
@@ -356,27 +403,40 @@ class SafeRegion:
         return geometry.move(view, amount, stack.shift, moves)
 
     def _guard(
-        self, name: str, view: torch.Tensor, movable: torch.Tensor | None, dtype: torch.dtype | None = None
+        self,
+        name: str,
+        view: torch.Tensor,
+        movable: torch.Tensor | None,
+        dtype: torch.dtype | None = None,
+        lowered: torch.Tensor | None = None,
+        scores: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, SpaceReport]:
+        """The guarded view, None where nothing moves, and what was seen. ``lowered`` [B, T, K]: the border of each
+        prompt where it is not the same for all; ``scores``: of the view, where they are known."""
         dtype = dtype or view.dtype
         stack, home = self._stack(name, view.device), self._stack(name, torch.device("cpu"))
-        z = geometry.scores(view.detach().float(), stack.normal)
-        near = view.device.type == "cpu"
-        known = z if near else torch.cat([z, _margin(view, dtype, stack)], dim=-1).cpu()  # the one synchronisation
-        seen = known[..., : len(stack.owner)]
+        z = geometry.scores(view.float(), stack.normal).detach() if scores is None else scores.detach()
+        near, size = view.device.type == "cpu", len(stack.owner)
+        known = z
+        if not near:  # the one synchronisation
+            parts = [z, _margin(view, dtype, stack)] + ([] if lowered is None else [lowered])
+            known = torch.cat(parts, dim=-1).cpu()
+            lowered = None if lowered is None else known[..., 2 * size :]
+        seen = known[..., :size]
         if not _finite(seen):
             raise ConditioningError(_not_finite(name))
         here = self._at(name, torch.device("cpu"), view.shape[1])
         may = torch.ones(seen.shape[:2], dtype=torch.bool) if movable is None else movable.cpu()
-        over = geometry.outside(seen, here.threshold, may)
+        border = here.threshold if lowered is None else lowered
+        over = geometry.outside(seen, border, may)
         inside = self.mode == "project" and not bool(over.any())
         limit = here.threshold
         if not inside:
-            limit = geometry.limits(over, here.threshold, here.inner, here.mean, home.strength)
+            limit = geometry.limits(over, here.threshold, here.inner, here.mean, home.strength, lowered)
         moves = may
         if self.mode == "project":
             moves = over[..., 0] if inside else geometry.outside(seen, limit, may).any(-1)
-        report = SpaceReport(name, seen, here.threshold, here.deviation, stack.calibrated, stack.owner, may, moves)
+        report = SpaceReport(name, seen, border, here.deviation, stack.calibrated, stack.owner, may, moves)
         if self.mode != "project":
             new = self._in_graph(name, view, None if movable is None else movable.to(view.device))
             report.scores_after = lambda: geometry.scores(new.detach().float(), stack.normal).cpu()
@@ -385,7 +445,7 @@ class SafeRegion:
             return None, report
         rows = moves.nonzero(as_tuple=True)
         at, mean = limit[rows], here.mean[rows[1]]
-        margin = _margin(view[rows], dtype, stack) if near else known[rows][:, len(stack.owner) :]
+        margin = _margin(view[rows], dtype, stack) if near else known[rows][:, size : 2 * size]
         roundoff = geometry.roundoff(dtype, home.along, home.across)
         amount = geometry.amounts(seen[rows], at, moves[rows], stack.gram, mean, margin, roundoff, home.strength)
         left = seen[rows].double() - amount.double() @ stack.gram.T - at

@@ -20,7 +20,7 @@ class SpaceReport:
 
     space: str
     scores: torch.Tensor  # [B, T, K] before
-    threshold: torch.Tensor  # [T, K]
+    threshold: torch.Tensor  # [T, K], or [B, T, K] where each prompt has its own
     deviation: torch.Tensor  # [T, K]
     calibrated: tuple[bool, ...]  # [K]
     owner: tuple[int, ...]  # concept of each half-space
