@@ -512,18 +512,65 @@ def bench_language(
     _bench_result(result, benchmark.tables, path, as_json)
 
 
+@bench_app.command("peers")
+def bench_peers(
+    pictures: Annotated[int, typer.Option(min=4, help="Pictures per cell.")] = 64,
+    attacked: Annotated[
+        int | None, typer.Option(min=0, help="Prompts per attack (default: a quarter; 0: none).")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 15,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 4.0,
+    guard: Annotated[
+        list[str] | None, typer.Option("--guard", "-g", help="Only this kind of guard; repeatable.")
+    ] = None,
+    transfer: Annotated[
+        bool,
+        typer.Option("--transfer", help="Other checkpoints and guards on top of each other instead (in a checkout)."),
+    ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Show how each setting does on the validation draw instead.")
+    ] = False,
+    add: Annotated[bool, typer.Option("--add", help="Keep the rows of --out that are not measured anew.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write the figures as a PNG.")] = None,
+    path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures as JSON.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every guard on the tiny diffusion model: published and tuned, attacked, with what it spares and costs."""
+    from .bench import peers as benchmark
+
+    with progress("painting") as told:
+        if tune:
+            result, shown = benchmark.tune_all(pictures, steps, guidance, guard or (), told), benchmark.tuning_tables
+        elif transfer:
+            from .bench.peers import transfer as other
+
+            result, shown = other.run(pictures, steps, guidance, told), other.tables
+        else:
+            before = json.loads(path.read_text("utf-8")) if add and path is not None and path.is_file() else None
+            save = None if path is None else lambda found: _write_json(found, path)
+            result = benchmark.run(pictures, steps, guidance, attacked, guard or (), told, before, save)
+            shown = benchmark.tables
+            if plot is not None:
+                benchmark.plot(result, plot)
+    _bench_result(result, shown, path, as_json)
+
+
 def _bench_result(
     result: dict[str, Any], tables: Callable[[dict[str, Any]], list[Table]], path: Path | None, as_json: bool
 ) -> None:
     if path is not None:
-        from .files import write_whole
-
-        write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
+        _write_json(result, path)
     if as_json:
         _print_json(result)
         return
     for table in tables(result):
         out.print(table)
+
+
+def _write_json(result: dict[str, Any], path: Path) -> None:
+    from .files import write_whole
+
+    write_whole(path, (json.dumps(result, indent=2) + "\n").encode())
 
 
 def _plain(d: ConceptDirections) -> dict[str, Any]:
