@@ -18,7 +18,7 @@ try:
 except ImportError:
     sys.exit("The command line needs typer and rich: pip install 'saferegion[demo]'")
 
-from . import __version__
+from . import __version__, discover_command
 from .errors import SafeRegionError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure; a table and JSON, w
 app.add_typer(concepts_app, name="concepts")
 app.add_typer(export_app, name="export")
 app.add_typer(bench_app, name="bench")
+discover_command.register(app)
 
 out = Console()
 err = Console(stderr=True)

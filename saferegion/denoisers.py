@@ -57,7 +57,9 @@ class Denoiser:
         tokens = conditioning.tokens.to(x_t.device, self.unet.dtype)
         if len(tokens) == 1 and len(x_t) > 1:
             tokens = tokens.expand(len(x_t), -1, -1)
-        out = self.unet(x_t.to(self.unet.dtype), steps, encoder_hidden_states=tokens, return_dict=False)[0].to(x_t.dtype)
+        out = self.unet(x_t.to(self.unet.dtype), steps, encoder_hidden_states=tokens, return_dict=False)[0].to(
+            x_t.dtype
+        )
         if self.prediction == "epsilon":
             return out
         signal = self.alphas_cumprod.to(x_t)[steps].view(-1, *[1] * (x_t.ndim - 1))
@@ -74,7 +76,6 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     size: int | None = None,
-    save_memory: bool = False,
 ) -> Denoiser:
     """Read the UNet and the noise schedule of a checkpoint.
 
@@ -83,7 +84,6 @@ def load(
             ``NAME.safetensors`` may say what its tensors do not: ``{"unet": {"num_heads": N, "image_size": N},
             "prediction_type": "epsilon"}`` (image_size in latents).
         size: width and height of pictures in pixels (None: what the model was trained on).
-        save_memory: recompute activations while differentiating instead of keeping them.
 
     Raises:
         DenoiserError: nothing there, a pickle, truncated, incomplete, or of another family; diffusers is missing.
@@ -107,8 +107,6 @@ def load(
             raise DenoiserError(f"Pictures of this model are a multiple of {least} pixels wide; got {size}.")
         side = size // PIXELS
     unet = unet.eval().requires_grad_(False).to(device)
-    if save_memory:
-        unet.enable_gradient_checkpointing()
     return Denoiser(unet, signal.float().to(device), (channels, side, side), prediction)
 
 
@@ -236,7 +234,9 @@ def unet_config(shapes: Shapes, beside: Mapping[str, Any], path: Path) -> dict[s
     count: int | list[int] = [w // _HEAD_WIDTH for w in widths] if linear else _HEADS
     if heads is not None:
         if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or any(w % heads for w in widths):
-            raise DenoiserError(f"{path.with_suffix('.json')} says {heads!r} heads, which do not divide {widths}: mend it.")
+            raise DenoiserError(
+                f"{path.with_suffix('.json')} says {heads!r} heads, which do not divide {widths}: mend it."
+            )
         count = heads
     return {
         "in_channels": shape("input_blocks.0.0.weight")[1],
