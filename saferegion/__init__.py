@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from .conditioning import Space as Space
     from .directions import ConceptDirections as ConceptDirections
     from .directions import Direction as Direction
+    from .discovery import Denoiser as Denoiser
+    from .discovery import discover as discover
+    from .discovery import discover_vector as discover_vector
+    from .errors import DiscoverError as DiscoverError
     from .errors import SafeRegionError as SafeRegionError
     from .files import load_directions as load_directions
     from .fingerprint import Fingerprint as Fingerprint
@@ -35,6 +39,10 @@ _HOME = {
     "Space": "conditioning",
     "ConceptDirections": "directions",
     "Direction": "directions",
+    "Denoiser": "discovery",
+    "DiscoverError": "errors",
+    "discover": "discovery",
+    "discover_vector": "discovery",
     "SafeRegionError": "errors",
     "load_directions": "files",
     "Fingerprint": "fingerprint",

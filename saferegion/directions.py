@@ -138,6 +138,7 @@ class ConceptDirections:
         window: part of the sampling in which it acts, as fractions from 0 (first step) to 1.
         calibration: figures measured while fitting (name -> number).
         licence: SPDX identifier or text.
+        curve: losses of the steps by which a discovered direction was learned.
     """
 
     concept: str
@@ -153,6 +154,7 @@ class ConceptDirections:
     window: tuple[float, float] = (0.0, 1.0)
     calibration: Mapping[str, float] = field(default_factory=dict)
     licence: str = ""
+    curve: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.concept:

@@ -25,3 +25,11 @@ class RecipeError(SafeRegionError):
 
 class CompileError(SafeRegionError):
     """A recipe that does not separate on this encoder, or an encoder that returns what cannot be fitted."""
+
+
+class NotSeparableError(CompileError):
+    """A recipe whose unsafe and safe prompts this encoder does not tell apart: it does not know the words."""
+
+
+class DiscoverError(SafeRegionError):
+    """A diffusion model, recipe or prompts through which nothing can be discovered."""

@@ -63,6 +63,8 @@ def save_directions(directions: ConceptDirections, path: str | Path) -> Path:
         "calibration": json.dumps(dict(directions.calibration), sort_keys=True),
         "licence": directions.licence,
     }
+    if directions.curve:
+        metadata["curve"] = json.dumps([float(f"{v:.6g}") for v in directions.curve])
     _build(metadata, tensors)
     write_whole(path, to_bytes(tensors, metadata=metadata))
     return path
@@ -141,7 +143,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 def _build(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> ConceptDirections:
     for key, value in metadata.items():
-        if key not in ("encoder", "calibration") and not _PLAIN.fullmatch(value):
+        if key not in ("encoder", "calibration", "curve") and not _PLAIN.fullmatch(value):
             raise DirectionFileError(f"metadata '{key}' holds control characters or is too long.")
     spaces: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -167,6 +169,7 @@ def _build(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Concep
         window=_window(metadata),
         calibration=_figures(metadata),
         licence=_text(metadata, "licence"),
+        curve=_curve(metadata),
         spaces={space: Direction(**fields) for space, fields in sorted(spaces.items())},
     )
 
@@ -201,6 +204,15 @@ def _window(metadata: dict[str, str]) -> tuple[float, float]:
     if not isinstance(value, list) or len(value) != 2 or not all(_number(v) for v in value):
         raise DirectionFileError("metadata 'window' must be two numbers.")
     return float(value[0]), float(value[1])
+
+
+def _curve(metadata: dict[str, str]) -> tuple[float, ...]:
+    if "curve" not in metadata:
+        return ()
+    value = _json(metadata, "curve")
+    if not isinstance(value, list) or len(value) > 100_000 or not all(_number(v) for v in value):
+        raise DirectionFileError("metadata 'curve' must be a list of finite numbers.")
+    return tuple(float(v) for v in value)
 
 
 def _figures(metadata: dict[str, str]) -> dict[str, float]:
