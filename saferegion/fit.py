@@ -39,7 +39,7 @@ import torch
 from . import geometry
 from .conditioning import MEAN, POOLED, TOKENS, Conditioning
 from .directions import ConceptDirections, Direction
-from .errors import CompileError
+from .errors import CompileError, NotSeparableError
 from .fingerprint import Fingerprint, fingerprint_of
 from .geometry import scores
 from .recipes import Concept
@@ -453,7 +453,7 @@ class _Contrast:
             eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
             delta = self.residuals[name].mean
             if not bool(torch.isfinite(delta).all()) or float(delta.norm()) <= 1e-6 * math.sqrt(max(ridge, 1e-30)):
-                raise CompileError(
+                raise NotSeparableError(
                     f"'{plan.concept.name}': the unsafe and safe prompts have the same embeddings in space '{name}'; "
                     "give pairs that differ in the concept."
                 )
@@ -504,7 +504,7 @@ class _Contrast:
         if not float(size) > 0:
             raise CompileError(f"The encoder gives the same embedding for every neutral prompt in space '{name}'.")
         if float(delta.norm()) <= 1e-6 * float(size):
-            raise CompileError(
+            raise NotSeparableError(
                 f"'{self.plan.concept.name}': the unsafe and safe prompts have the same embeddings in space '{name}'; "
                 "give pairs that differ in the concept."
             )
@@ -691,7 +691,7 @@ def _finish(
             }
     best = max(v for k, v in figures.items() if k.endswith(".area"))
     if best < SEPARATES:
-        raise CompileError(
+        raise NotSeparableError(
             f"'{plan.concept.name}' does not separate on this encoder: its unsafe prompts score above its safe ones "
             f"{best:.0%} of the time, {SEPARATES:.0%} is needed; give more pairs, that differ in the concept alone."
         )

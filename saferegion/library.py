@@ -11,13 +11,17 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from .directions import ConceptDirections
-from .errors import DirectionFileError, RecipeError, SafeRegionError
+from .errors import DirectionFileError, NotSeparableError, RecipeError, SafeRegionError
 from .files import load_directions, save_directions
 from .fingerprint import Fingerprint, fingerprint_of
 from .fit import BATCH, METHOD, Encode, Progress, compile_many
+from .floor import NAMES, Floor
 from .recipes import NEUTRAL, Concept, read_neutral, read_recipe
 
 log = logging.getLogger("saferegion")
+
+_UNKNOWN: set[tuple[str, str]] = set()
+"""Encoders, and recipes of the floor whose words they do not know: not tried again."""
 
 CACHE_VARIABLE = "SAFE_REGION_CACHE"
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -175,6 +179,42 @@ class Library:
                 ready[i] = directions
                 self._keep(directions)
         return [ready[i] for i in range(len(found))]
+
+    def floor(
+        self,
+        encode: Encode,
+        progress: Progress | None = None,
+        *,
+        batch_size: int = BATCH,
+        family: str = "",
+    ) -> Floor | None:
+        """What keeps the sexual theme from prompts about children on the encoder behind ``encode``.
+
+        Made of the bundled recipes, whatever recipes of the same names ``folders`` hold. Concepts whose words this
+        encoder does not know at all are left out, with a warning; None where nothing is left.
+
+        Raises:
+            SafeRegionError: a recipe is missing or broken, or does not compile for any other reason.
+        """
+        bundled = Library((), self.cache)
+        concepts = [found for n in NAMES if isinstance(found := bundled.find(n), Concept)]
+        if len(concepts) != len(NAMES):
+            raise RecipeError(f"The floor beside children needs the recipes {', '.join(NAMES)}; install it again.")
+        neutral = [n for n in self.neutral() if n.strip()]
+        encoder = str(fingerprint_of(encode))
+        made: list[ConceptDirections] = []
+        wanted = [c for c in concepts if (encoder, c.digest(neutral)) not in _UNKNOWN]
+        try:
+            made = self.directions(wanted, encode, neutral, progress, batch_size=batch_size, family=family)
+        except NotSeparableError:
+            for concept in wanted:
+                try:
+                    made += self.directions([concept], encode, neutral, progress, batch_size=batch_size, family=family)
+                except NotSeparableError as error:
+                    _UNKNOWN.add((encoder, concept.digest(neutral)))
+                    log.warning("The floor beside children goes without '%s' on this encoder: %s", concept.name, error)
+        names = {d.concept for d in made}
+        return Floor.of(made) if NAMES[0] in names and len(names) > 1 else None
 
     def _file(self, concept: str, recipe: str, encoder: Fingerprint) -> Path:
         folder = cache_folder() if self.cache is None else self.cache

@@ -10,6 +10,7 @@ from .conditioning import MEAN, Conditioning
 from .directions import ConceptDirections
 from .errors import SafeRegionError
 from .fit import BATCH, Encode, Progress
+from .floor import Floor
 from .library import Library
 from .recipes import Concept
 from .region import MODES, STRONGEST, SafeRegion
@@ -88,38 +89,45 @@ class Selection:
         found = library.directions(
             [c.concept for c in self.choices], encode, progress=progress, batch_size=batch_size, family=family
         )
-        return Guard.of(self, found)
+        floor = library.floor(encode, progress, batch_size=batch_size, family=family)
+        return Guard.of(self, found, floor)
 
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """One region a mode, applied one after another; what an adapter holds on to."""
+    """One region a mode, applied one after another, and the floor; what an adapter holds on to."""
 
     regions: tuple[SafeRegion, ...]
+    floor: Floor | None
 
     @classmethod
-    def of(cls, selection: Selection, directions: Sequence[ConceptDirections]) -> Guard:
-        """From the directions of the selection's choices, in their order."""
+    def of(cls, selection: Selection, directions: Sequence[ConceptDirections], floor: Floor | None) -> Guard:
+        """From the directions of the selection's choices, in their order, and :meth:`Library.floor`."""
         regions = []
         for mode in ORDER:
             both = [(d, c) for d, c in zip(directions, selection.choices, strict=True) if c.mode == mode]
             if both:
                 named = [replace(d, concept=c.name) for d, c in both]
                 regions.append(SafeRegion(named, {c.name: c.strength for _, c in both}, mode))
-        return cls(tuple(regions))
+        return cls(tuple(regions), floor)
 
     def apply(self, c: Conditioning) -> tuple[Conditioning, GuardReport]:
-        """As :meth:`SafeRegion.apply`, of every region in turn; ``c`` itself where nothing had to move."""
+        """As :meth:`SafeRegion.apply`, of every region in turn; ``c`` itself where nothing had to move. Prompts that
+        come in on the child side of the age axis are held to the floor last."""
+        young = None if self.floor is None else self.floor.young(c)
         reports = []
         for region in self.regions:
             c, report = region.apply(c)
             reports.append(report)
+        if self.floor is not None and young is not None:
+            c, last = self.floor.apply(c, young)
+            reports += [last] if last is not None and last.moved else []
         return c, GuardReport(tuple(reports))
 
     def at(self, fraction: float) -> Guard:
-        """The part whose step windows hold ``fraction`` of the sampling; it may hold no region."""
+        """The part whose step windows hold ``fraction`` of the sampling; it may hold no region. The floor stays."""
         inside = tuple(r for region in self.regions if (r := region.at(fraction)) is not None)
-        return self if inside == self.regions else Guard(inside)
+        return self if inside == self.regions else Guard(inside, self.floor)
 
     def windows(self) -> list[tuple[float, float]]:
         """The parts of the sampling in which always the same concepts act, from 0 to 1."""

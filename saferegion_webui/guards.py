@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saferegion.directions import ConceptDirections
+from saferegion.floor import Floor
 from saferegion.library import RECIPE_SUFFIXES, Library, vectors_folder
 from saferegion.recipes import NEUTRAL, Concept
 from saferegion.selection import Choice, Guard, Selection
@@ -45,6 +46,7 @@ class _Known:
     encoder: HostEncoder
     directions: dict[Any, ConceptDirections] = field(default_factory=dict)
     guards: OrderedDict[Any, Guard] = field(default_factory=OrderedDict)
+    floors: dict[Any, Floor | None] = field(default_factory=dict)
 
 
 class Guards:
@@ -74,14 +76,23 @@ class Guards:
             known.guards.move_to_end(key)
             return known.guards[key], known.encoder
         known, directions = self._directions(checkpoint, concepts, networks)
+        floor = self._floor(known, networks)
         mode, strength = arguments.mode, arguments.strength_of
         names = [c if isinstance(c, str) else c.name for c, _ in concepts]
         selection = Selection(tuple(Choice(c, strength(n), mode) for (c, _), n in zip(concepts, names, strict=True)))
-        guard = Guard.of(selection, directions)
+        guard = Guard.of(selection, directions, floor)
         known.guards[key] = guard
         while len(known.guards) > KEPT_GUARDS:
             known.guards.popitem(last=False)
         return guard, known.encoder
+
+    def _floor(self, known: _Known, networks: Mapping[str, Any] | None) -> Floor | None:
+        """What keeps the sexual theme from prompts about children, whatever is switched on."""
+        stamp = _stamp(NEUTRAL)
+        if stamp not in known.floors:
+            with without_extra_networks(networks), _progress("the floor") as progress:
+                known.floors = {stamp: library().floor(known.encoder, progress, family=known.encoder.family)}
+        return known.floors[stamp]
 
     def directions(self, checkpoint: Any, names: Sequence[str]) -> list[ConceptDirections]:
         """Of concepts by name, for the encoder of ``checkpoint`` without extra networks. Raises as :meth:`get`."""

@@ -80,7 +80,7 @@ def test_windows_split_the_sampling(guard: Guard) -> None:
     late = replace(concepts(1, 6)[0][0], concept="late", window=(0.2, 1.0))
     early = replace(concepts(1, 6)[0][0], concept="early", window=(0.0, 0.5))
     chosen = Selection().add(Choice(late), Choice(early))
-    windowed = Guard.of(chosen, [late, early])
+    windowed = Guard.of(chosen, [late, early], None)
     assert windowed.windows() == [(0.0, 0.2), (0.2, 0.5), (0.5, 1.0)]
     names = [[r.names for r in windowed.at((a + b) / 2).regions] for a, b in windowed.windows()]
     assert names == [[("early",)], [("late", "early")], [("late",)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from saferegion import ConceptDirections, Conditioning, SafeRegion, Space, load_directions
-from saferegion.errors import ConditioningError
+from saferegion.errors import ConditioningError, SafeRegionError
 from saferegion.fit import PENALTY, discriminant
 
 WIDTH = 6
@@ -167,3 +168,63 @@ def test_the_empty_prompt_is_inside_as_a_whole_too(on_fire: ConceptDirections) -
     c = FakeEncoder()([""])
     region = SafeRegion([on_fire])
     assert region.apply(c)[0] is c and float(region.score(c).max()) <= -0.2
+
+
+# -- words and whole together -----------------------------------------------------------------------------------------
+
+
+def summed(together: float) -> ConceptDirections:
+    """Neither a token (4) nor the whole (2.5) is outside easily; their sum may be."""
+    whole = replace(direction(NORMAL, COVARIANCE, 2.5), together=torch.tensor([together]))
+    return concept(
+        "fire",
+        encoder=fingerprint(tokens=WIDTH),
+        tokens=direction(NORMAL, COVARIANCE, 4.0),
+        tokens_mean=replace(whole, inner=whole.mean),
+    )
+
+
+def leaning(strongest: float, whole: float) -> Conditioning:
+    """Two prompts of four tokens, scores made to measure: one leans to the concept, one is plain."""
+    u = direction(NORMAL, COVARIANCE).shift[0]
+    rest = (4 * whole - strongest) / 3
+    return Conditioning(torch.stack([torch.tensor([strongest, rest, rest, rest]), torch.zeros(4)]).unsqueeze(-1) * u)
+
+
+@pytest.mark.parametrize("device_free", [True, False])
+def test_a_prompt_that_leans_to_it_in_words_and_whole_is_outside_where_they_sum_to_enough(device_free: bool) -> None:
+    c, region = leaning(3.0, 1.5), SafeRegion([summed(4.0)])
+    assert not SafeRegion([summed(5.0)]).apply(c)[1].moved, "3.0 + 1.5 is not more than 5"
+    assert float(region.score(c)[0]) == pytest.approx(0.5, abs=1e-4) and float(region.score(c)[1]) < 0
+    if device_free:
+        after = region.project(c.tokens)
+    else:
+        guarded, report = region.apply(c)
+        after = guarded.tokens
+        assert report.moved_prompts() == [True, False] and "(the prompt as a whole)" in report.text()
+    assert same_bits(after[1], c.tokens[1]) and not same_bits(after[0], c.tokens[0])
+    moved = Conditioning(after)
+    assert float(region.score(moved)[0]) <= 0
+    assert same_bits(region.project(after), after) and region.apply(moved)[0] is moved
+
+
+def test_a_prompt_whose_whole_says_less_than_benign_ones_is_left_to_its_tokens() -> None:
+    region = SafeRegion([summed(2.0)])
+    c = leaning(3.5, -0.1)
+    assert not region.apply(c)[1].moved and same_bits(region.project(c.tokens), c.tokens)
+
+
+def test_strength_reaches_as_far_where_only_the_sum_is_outside() -> None:
+    c = leaning(3.0, 1.5)
+    once, twice = (SafeRegion([summed(4.0)], s).apply(c)[0].tokens[0].mean(0) for s in (1.0, 2.0))
+    v = direction(NORMAL, COVARIANCE).normal[0]
+    assert float(once @ v) == pytest.approx(0.0, abs=1e-3) and float(twice @ v) == pytest.approx(-2.5, abs=1e-3)
+
+
+def test_compiled_directions_sum_words_and_whole(on_fire: ConceptDirections, tmp_path: Path) -> None:
+    known = load_directions(on_fire.save(tmp_path / "fire.safetensors"))
+    kept, made = (d.spaces["tokens_mean"].together for d in (known, on_fire))
+    assert kept is not None and made is not None and same_bits(kept, made)
+    assert on_fire.spaces["tokens"].together is None
+    with pytest.raises(SafeRegionError, match="together must be"):
+        replace(on_fire.spaces["tokens_mean"], together=torch.zeros(2))
