@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import files
+from .discover import DiscoverDirection
 from .guarding import GuardCLIP, GuardConditioning, GuardModel, Inspect
 from .regions import ConceptFromWords, LoadDirections, SafeRegionNode, SaveDirections
 
@@ -17,6 +18,7 @@ NODE_CLASS_MAPPINGS = {
     "SafeRegionLoadDirections": LoadDirections,
     "SafeRegionSaveDirections": SaveDirections,
     "SafeRegionInspect": Inspect,
+    "SafeRegionDiscover": DiscoverDirection,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -28,4 +30,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SafeRegionLoadDirections": "Load Directions",
     "SafeRegionSaveDirections": "Save Directions",
     "SafeRegionInspect": "Inspect",
+    "SafeRegionDiscover": "Discover Direction",
 }
