@@ -64,6 +64,9 @@ def discover_command(
     method: Annotated[
         Method, typer.Option(help="region: border and shift, so that benign prompts stay; vector: the paper's.")
     ] = Method.region,
+    neutral: Annotated[
+        Path | None, typer.Option(help="A file of benign prompts (saferegion-neutral/1) instead of those bundled.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the diffusion model's weights.")] = Dtype.float32,
     save_memory: Annotated[
@@ -83,14 +86,15 @@ def discover_command(
     where it was when the same command is given again.
     """
     from . import cli
-    from .recipes import Concept
+    from .recipes import Concept, read_neutral
 
     if path.suffix != ".safetensors":
         raise SafeRegionError(f"A direction file ends in .safetensors; got {path.name!r}.")
     for target in (path, plot):
         if target is not None and not target.parent.is_dir():
             raise SafeRegionError(f"There is no folder {target.parent}: make it, or give another.")
-    model = _read(checkpoint, device, dtype, size, tokenizer)
+    benign = None if neutral is None else read_neutral(neutral)
+    model = _read(checkpoint, device, dtype, size, tokenizer, benign)
     concept = model.library.find(name)
     if not isinstance(concept, Concept):
         raise SafeRegionError(f"{name} is a direction file; a concept is discovered from its recipe.")
@@ -175,7 +179,9 @@ class _Model:
         self.neutral = neutral if neutral is not None else self.library.neutral()
 
 
-def _read(name: str, device: str, dtype: Dtype, size: int | None, tokenizer: Path | None) -> _Model:
+def _read(
+    name: str, device: str, dtype: Dtype, size: int | None, tokenizer: Path | None, neutral: Sequence[str] | None
+) -> _Model:
     import torch
 
     from . import cli
@@ -190,14 +196,14 @@ def _read(name: str, device: str, dtype: Dtype, size: int | None, tokenizer: Pat
             world = microworld.load(device, kind)
         except (RuntimeError, AssertionError) as error:
             raise SafeRegionError(f"The device '{device}' cannot be used here: give another, such as cpu.") from error
-        return _Model(world.encode, world, MICROWORLD, (microworld.DATA,), microworld.neutral_prompts())
+        return _Model(world.encode, world, MICROWORLD, (microworld.DATA,), neutral or microworld.neutral_prompts())
     from . import denoisers, encoders
 
     with cli.err.status("reading the text encoder"):
         encoder = encoders.load(name, device=device, tokenizer=tokenizer)
     with cli.err.status("reading the diffusion model"):
         denoiser = denoisers.load(name, device, kind, size)
-    return _Model(encoder, denoiser, encoder.family, (), None)
+    return _Model(encoder, denoiser, encoder.family, (), neutral)
 
 
 @contextmanager
