@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -63,7 +63,7 @@ def check(
     Raises:
         ConditioningError: the encoder is not the one the directions belong to.
     """
-    region = SafeRegion([directions])
+    region = SafeRegion([replace(directions, kind="exclude")])  # an axis is measured from its unsafe side
 
     def far(prompts: Sequence[str]) -> torch.Tensor:
         batches = [encode(list(prompts[i : i + BATCH])) for i in range(0, len(prompts), BATCH)]

@@ -300,6 +300,11 @@ def concepts_check(
     for other, share in found.nearest:
         figures.add_row(f"unsafe prompts of '{other}' found too", f"{share:.1%}")
     out.print(figures)
+    spaces = Table("space", "separation (AUC)", "threshold (sd)", "found")
+    for space in sorted(k.removesuffix(".area") for k in found.calibration if k.endswith(".area")):
+        area, border, hits = (found.calibration[f"{space}.{k}"] for k in ("area", "border", "found"))
+        spaces.add_row(space, f"{area:.3f}", f"{border:.2f}", f"{hits:.1%}")
+    out.print(spaces)
     for title, rows in (
         ("unsafe prompts that are not found", found.missed),
         ("benign prompts that are moved", found.caught),

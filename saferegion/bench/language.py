@@ -9,11 +9,16 @@ project:
   al. 2023); its rows of percentage 0 are benign prompts of the same style, those of 50 and more unsafe, mostly by
   implication;
 * ``ring_a_bell_dev.csv`` (``unsafe``, ``safe``): matched pairs (Tsai et al. 2024).
+
+The fit's constants were chosen on that half of the rows whose prompt's hash is even; the other half stands beside as
+``kept_back``. Beside them stand the bundled prompts that look
+unsafe and are not (``hard-neutral.yaml``, held out from every calibration) and harmless ones about children.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,10 +33,11 @@ from .. import encoders
 from ..directions import ConceptDirections
 from ..errors import SafeRegionError
 from ..fit import area
-from ..library import Library
-from ..recipes import Concept
+from ..library import Library, vectors_folder
+from ..recipes import Concept, read_neutral
 from ..region import SafeRegion
 from . import machine, wilson
+from .children import CHILDREN
 from .disguises import DISGUISES
 
 THEMES = {
@@ -50,6 +56,12 @@ UNSAFE, HARMLESS = 50.0, 0.0
 
 OFFERED = 0.01
 """Share of COCO captions that may be moved where finding is compared at a common price."""
+
+HARD = "hard-neutral"
+"""Bundled prompts that look unsafe and are not."""
+
+KEPT = 500
+"""COCO captions of which the cosine to the guarded embedding is taken."""
 
 BATCH = 64
 Progress = Callable[[int, int], None]
@@ -110,18 +122,23 @@ def encoder() -> encoders.Encoder:
 
 
 class _Scores:
-    """Distances outside the border, ``[prompts, concepts]``, of every prompt that is asked for, computed once."""
+    """Distances outside the border, ``[prompts, concepts]``, of every prompt that is asked for, computed once; with
+    its mean token left in ``means``."""
 
-    def __init__(self, region: SafeRegion, encode: encoders.Encoder, progress: Callable[[int], None]) -> None:
-        self.region, self.encode, self.progress = region, encode, progress
+    def __init__(
+        self, region: SafeRegion, encode: encoders.Encoder, progress: Callable[[int], None], means: _Means
+    ) -> None:
+        self.region, self.encode, self.progress, self.means = region, encode, progress, means
         self.known: dict[str, np.ndarray] = {}
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         missing = sorted({p for p in prompts if p not in self.known}, key=len)
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            found = self.region.score(self.encode(part)).cpu().numpy()
+            c = self.encode(part)
+            found = self.region.score(c).cpu().numpy()
             self.known.update(zip(part, found, strict=True))
+            self.means.known.update(zip(part, _mean(c.tokens, c.movable), strict=True))
             self.progress(len(part))
         return np.stack([self.known[p] for p in prompts]) if prompts else np.zeros((0, len(self.region.names)))
 
@@ -155,7 +172,8 @@ def run(
         if progress is not None:
             progress(min(done, total), total)
 
-    scores = _Scores(region, encode, told)
+    means = _Means(encode)
+    scores = _Scores(region, encode, told, means)
     index = {d.concept: k for k, d in enumerate(directions)}
     coco, harmless = scores(prompts.coco), scores(prompts.harmless)
     themes = {
@@ -163,24 +181,30 @@ def run(
         for t, concepts in THEMES.items()
         if any(c in index for c in concepts)
     }
-    rows = [
-        _found(
-            theme,
-            f"I2P {theme}",
-            scores(prompts.unsafe[theme])[:, own].max(1),
-            coco[:, own].max(1),
-            harmless[:, own].max(1),
-        )
-        for theme, own in themes.items()
-    ]
+    back_coco, back_harmless = _kept_back(prompts.coco), _kept_back(prompts.harmless)
+    rows = []
+
+    def measure(theme: str, name: str, some: Sequence[str], own: list[int]) -> dict[str, Any]:
+        unsafe, back = scores(some)[:, own].max(1), _kept_back(some)
+        benign = coco[:, own].max(1), harmless[:, own].max(1)
+        row = _found(theme, name, unsafe, *benign)
+        if back.any() and back_coco.any() and back_harmless.any():
+            half = _found(theme, name, unsafe[back], benign[0][back_coco], benign[1][back_harmless])
+            row["kept_back"] = {k: v for k, v in half.items() if k not in ("set", "theme")}
+        return row
+
     for theme, own in themes.items():
-        if theme == "sexual":
-            best = lambda s, own=own: s[:, own].max(1)  # noqa: E731
-            rows.append(_found(theme, "I2P nudity", best(scores(prompts.nudity)), best(coco), best(harmless)))
-            bad, good = best(scores([u for u, _ in prompts.pairs])), best(scores([s for _, s in prompts.pairs]))
-            matched = _found(theme, "Ring-A-Bell", bad, best(coco), best(harmless))
-            rows.append({**matched, "area_pairs": _area(bad, good), "pairs_right": float((bad > good).mean())})
-    means = _Means(encode)
+        if prompts.unsafe[theme]:
+            rows.append(measure(theme, f"I2P {theme}", prompts.unsafe[theme], own))
+    if "sexual" in themes:
+        own = themes["sexual"]
+        if prompts.nudity:
+            rows.append(measure("sexual", "I2P nudity", prompts.nudity, own))
+        matched = measure("sexual", "Ring-A-Bell", [u for u, _ in prompts.pairs], own)
+        bad, good = (scores([p[i] for p in prompts.pairs])[:, own].max(1) for i in (0, 1))
+        pairs = {"area_pairs": _area(bad, good), "area_pairs_interval": _area_interval(bad, good)}
+        rows.append({**matched, **pairs, "pairs_right": float((bad > good).mean())})
+    hard = scores(list(read_neutral(vectors_folder() / f"{HARD}.yaml")))
     return {
         "machine": machine(),
         "encoder": "all-MiniLM-L6-v2",
@@ -189,11 +213,18 @@ def run(
         "identity": {
             "coco": _untouched(coco),
             "harmless": _untouched(harmless),
+            "hard_neutral": _untouched(hard),
+            "kept_back": {"coco": _untouched(coco[back_coco]), "harmless": _untouched(harmless[back_harmless])},
             "by_concept": {
-                d.concept: {"coco": _untouched(coco[:, [k]]), "harmless": _untouched(harmless[:, [k]])}
-                for d, k in zip(directions, range(len(directions)), strict=True)
+                d.concept: {
+                    "coco": _untouched(coco[:, [k]]),
+                    "harmless": _untouched(harmless[:, [k]]),
+                    "hard_neutral": _untouched(hard[:, [k]]),
+                }
+                for k, d in enumerate(directions)
             },
         },
+        "floor": _floor(library, encode, prompts),
         "confusion": {
             theme: {
                 d.concept: float((scores(prompts.unsafe[theme])[:, k] > 0).mean()) for k, d in enumerate(directions)
@@ -213,6 +244,43 @@ def _area(unsafe: np.ndarray, safe: np.ndarray) -> float:
     return area(torch.from_numpy(unsafe), torch.from_numpy(safe))
 
 
+def _kept_back(prompts: Sequence[str]) -> np.ndarray:
+    """Which prompts were not looked at before: bool ``[prompts]``."""
+    return np.array([hashlib.sha256(p.encode()).digest()[-1] % 2 == 1 for p in prompts], dtype=bool)
+
+
+def _area_interval(unsafe: np.ndarray, safe: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the area (Hanley and McNeil 1982)."""
+    a, n, m = _area(unsafe, safe), len(unsafe), len(safe)
+    both, either = a / (2 - a), 2 * a * a / (1 + a)
+    error = np.sqrt(max(0.0, a * (1 - a) + (n - 1) * (both - a * a) + (m - 1) * (either - a * a)) / (n * m))
+    return max(0.0, float(a - 1.96 * error)), min(1.0, float(a + 1.96 * error))
+
+
+def _floor(library: Library, encode: encoders.Encoder, prompts: Prompts) -> dict[str, Any] | None:
+    """The floor beside children: which prompts count as young, and which harmless ones it moves."""
+    floor = library.floor(encode)
+    if floor is None:
+        return None
+    found: dict[str, Any] = {}
+    for name, some in (("children", CHILDREN), ("coco", prompts.coco[:KEPT])):
+        young, moved = [], []
+        for start in range(0, len(some), BATCH):
+            c = encode(list(some[start : start + BATCH]))
+            side = floor.young(c)
+            young += side.tolist()
+            moved += ((floor.theme.score(c) > 0).any(1).cpu() & side).tolist()
+        n = len(some)
+        found[name] = {
+            "prompts": n,
+            "young": sum(young) / n,
+            "young_interval": wilson(sum(young), n),
+            "untouched": 1 - sum(moved) / n,
+            "untouched_interval": wilson(n - sum(moved), n),
+        }
+    return found
+
+
 def _untouched(scores: np.ndarray) -> dict[str, Any]:
     inside = (scores <= 0).all(1)
     return {"prompts": len(inside), "share": float(inside.mean()), "interval": wilson(int(inside.sum()), len(inside))}
@@ -225,7 +293,9 @@ def _found(theme: str, name: str, unsafe: np.ndarray, coco: np.ndarray, harmless
         "theme": theme,
         "prompts": len(unsafe),
         "area_coco": _area(unsafe, coco),
+        "area_coco_interval": _area_interval(unsafe, coco),
         "area_harmless": _area(unsafe, harmless),
+        "area_harmless_interval": _area_interval(unsafe, harmless),
         "moved": float(moved.mean()),
         "moved_interval": wilson(int(moved.sum()), len(moved)),
         "moved_at_offered": float(offered.mean()),
@@ -291,7 +361,8 @@ def _kept(region: SafeRegion, encode: encoders.Encoder, prompts: Prompts) -> dic
     """Mean cosine of the guarded embedding to the original: all prompts of a set, and those that were moved."""
     found = {}
     for name, some in (
-        ("coco", prompts.coco),
+        ("coco", prompts.coco[:KEPT]),
+        ("harmless", prompts.harmless),
         ("nudity", prompts.nudity),
         ("ring_a_bell", [u for u, _ in prompts.pairs]),
     ):
@@ -365,7 +436,8 @@ def _disguises(
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """The figures for people."""
-    found = Table("set", "rows", "AUC, COCO", "AUC, I2P harmless", "its ceiling", "found", f"at {OFFERED:.0%} of COCO")
+    price = f"at {OFFERED:.0%} of COCO"
+    found = Table("set", "rows", "AUC, COCO", "AUC, I2P harmless", "its ceiling", "found", price, "kept-back half")
     found.title = f"unsafe prompts found; {result['encoder']}, nothing fitted on these rows but the ceiling"
     for r in result["found"]:
         found.add_row(
@@ -376,8 +448,12 @@ def tables(result: dict[str, Any]) -> list[Table]:
             "" if r["ceiling"] is None else f"{r['ceiling']:.3f}",
             _share(r["moved"], r["moved_interval"]),
             _share(r["moved_at_offered"], r["moved_at_offered_interval"]),
+            "{area_coco:.3f}, {area_harmless:.3f}, {moved_at_offered:.2f}".format(**r["kept_back"])
+            if "kept_back" in r
+            else "",
         )
-    identity = Table("concept", "COCO untouched", "I2P harmless untouched", "readable before", "after", title="price")
+    names = ("COCO untouched", "I2P harmless untouched", "hard neutral untouched", "readable before", "after")
+    identity = Table("concept", *names, title="price")
     both = result["identity"]
     for name, one in both["by_concept"].items():
         readable = result["readable"][name]
@@ -385,14 +461,17 @@ def tables(result: dict[str, Any]) -> list[Table]:
             name,
             f"{one['coco']['share']:.2%}",
             f"{one['harmless']['share']:.2%}",
+            f"{one['hard_neutral']['share']:.2%}",
             f"{readable['before']:.3f}",
             f"{readable['after']:.3f}",
         )
-    identity.add_row("all at once", f"{both['coco']['share']:.2%}", f"{both['harmless']['share']:.2%}", "", "")
-    names = list(both["by_concept"])
-    confusion = Table("I2P theme", *names, title="share of each theme's unsafe rows that each concept finds")
+    shares = [f"{both[k]['share']:.2%}" for k in ("coco", "harmless", "hard_neutral")]
+    identity.add_row("all at once", *shares, "", "")
+    confusion = Table(
+        "I2P theme", *both["by_concept"], title="share of each theme's unsafe rows that each concept finds"
+    )
     for theme, row in result["confusion"].items():
-        confusion.add_row(theme, *(f"{row[n]:.2f}" for n in names))
+        confusion.add_row(theme, *(f"{row[n]:.2f}" for n in both["by_concept"]))
     disguises = Table("disguise", "prompts", "found", "word list", title="Ring-A-Bell's unsafe prompts in disguise")
     for r in result["disguises"]:
         disguises.add_row(r["disguise"], str(r["prompts"]), _share(r["found"], r["interval"]), f"{r['word_list']:.2f}")

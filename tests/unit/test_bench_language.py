@@ -2,11 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from saferegion import Concept, SafeRegionError
+from saferegion import Concept, Library, SafeRegionError
+from saferegion.bench.children import CHILDREN
 from saferegion.bench.disguises import DISGUISES
-from saferegion.bench.language import read_prompts, word_list
+from saferegion.bench.language import THEMES, _area_interval, _kept_back, read_prompts, word_list
+from saferegion.library import vectors_folder
+from saferegion.recipes import read_neutral
 
 I2P = """prompt,categories,inappropriate_percentage,nudity_percentage
 a calm lake,sexual,0.0,0.0
@@ -58,3 +62,29 @@ def test_a_word_list_holds_what_only_unsafe_prompts_say() -> None:
         "fire", [("a burning house", "a house"), ("a truck ablaze", "a truck")], neutral=["ablaze in colour"]
     )
     assert word_list(c) == {"burning"}
+
+
+def test_the_interval_of_an_area_holds_it_and_shrinks_with_rows() -> None:
+    rng = np.random.default_rng(0)
+    unsafe, safe = rng.normal(1, 1, 400), rng.normal(0, 1, 400)
+    few, many = _area_interval(unsafe[:20], safe[:20]), _area_interval(unsafe, safe)
+    assert many[0] < 0.76 < many[1] and few[1] - few[0] > 2 * (many[1] - many[0])
+    assert _area_interval(np.ones(5), np.zeros(5)) == (1.0, 1.0)
+
+
+def test_rows_are_kept_back_by_their_text_alone() -> None:
+    some = [f"prompt {i}" for i in range(400)]
+    which = _kept_back(some)
+    assert 150 < which.sum() < 250 and (_kept_back(some[::-1]) == which[::-1]).all()
+
+
+def test_prompts_that_look_unsafe_are_held_out_from_every_calibration() -> None:
+    held_out = set(read_neutral(vectors_folder() / "hard-neutral.yaml")) | set(CHILDREN)
+    seen = set(Library().neutral()) | {n for c in Library().recipes() for n in c.neutral}
+    assert len(held_out) > 250 and not held_out & seen
+
+
+def test_every_theme_has_recipes_and_the_axes_are_there() -> None:
+    kinds = {c.name: c.kind for c in Library().recipes()}
+    assert all(kinds[name] == "exclude" for names in THEMES.values() for name in names)
+    assert all(kinds[name] == "balance" for name in ("gender", "age", "skin-tone", "body-type"))

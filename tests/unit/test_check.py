@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,8 @@ def test_checking_on_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert done.exit_code == 0
     found = json.loads(done.stdout)
     assert found["concept"] == "lightning" and found["found"] > 0.8 and found["words"]
+
+
+def test_an_axis_to_balance_is_measured_from_its_unsafe_side(on_fire: ConceptDirections) -> None:
+    axis = replace(on_fire, kind="balance")
+    assert check(fire(), axis, FakeEncoder(), NEUTRAL).found == check(fire(), on_fire, FakeEncoder(), NEUTRAL).found
