@@ -82,11 +82,11 @@ LACKS = 0.65
 """Least area under the ROC curve of the evidence in pictures of unsafe prompts against safe ones."""
 START = 1.5
 """Length, in Δ, that learning starts from."""
-LENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0)
+LENGTHS = (1.0, 1.25, 1.5, 2.0)
 """How many times what was learned, and the closed form, are tried before one is taken."""
 GONE = 0.05
 """Scaled evidence at which the concept counts as gone from the pictures of prompts that bring it."""
-TRIED = 32
+TRIED = 24
 """Prompts painted for that."""
 MASK = 0.5
 """Share of a picture's places, those where the concept shows most, that are to change."""
@@ -275,7 +275,8 @@ class _Shift:
         return cls(by, weight)
 
     def longer(self, times: float) -> _Shift:
-        return _Shift({k: times * v for k, v in self.by.items()}, self.weight)
+        """A copy, ``times`` as long."""
+        return _Shift({k: times * v for k, v in self.by.items()}, {k: v.clone() for k, v in self.weight.items()})
 
     def to(self, device: torch.device) -> _Shift:
         return _Shift({k: v.to(device) for k, v in self.by.items()}, {k: v.to(device) for k, v in self.weight.items()})
@@ -581,11 +582,10 @@ def _learn(
     states = {"risky": _states(world, delta, risky, empty, START), "calm": _states(world, delta, calm, empty, 0.0)}
     times = model.times(world.steps)
     early = max(1, math.ceil(WINDOW[1] * len(times)))
-    shift = _Shift({k: (START * v).to(model.device) for k, v in delta.by.items()}, delta.weight).to(model.device)
-    free = [*shift.by.values(), *shift.weight.values()]
+    shift = delta.longer(START).to(model.device)
     if kept.tensors:
         kept.restore(shift)
-    for p in free:
+    for p in (*shift.by.values(), *shift.weight.values()):
         p.requires_grad_(True)
     scale = {k: float(v.abs().mean()) for k, v in delta.by.items()}
     groups = [{"params": [p], "lr": RATE * scale[k]} for k, p in shift.by.items()]
