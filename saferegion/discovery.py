@@ -776,7 +776,7 @@ def _never(d: Direction) -> Direction:
     """The direction with a border that nothing reaches."""
     if d.threshold is None or d.mean is None or d.deviation is None:
         return d
-    return dataclasses.replace(d, threshold=d.mean + NEVER * d.deviation)
+    return dataclasses.replace(d, threshold=d.mean + NEVER * d.deviation, inner=None)
 
 
 # -- the published method --------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class _Stack:
     across: torch.Tensor  # [] largest root of Σ_d (v_d u_d)²
     strength: torch.Tensor
     together: torch.Tensor  # [K] border of the sum with the strongest token; infinite where there is none
-    summed: bool  # whether any is finite
+    sums: tuple[bool, ...]  # which are finite
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, Direction, float]], device: torch.device) -> _Stack:
@@ -79,7 +79,7 @@ class _Stack:
             together=torch.cat(
                 [torch.full((d.facets,), math.inf) if d.together is None else d.together for _, d, _ in parts]
             ).to(device),
-            summed=any(d.together is not None for _, d, _ in parts),
+            sums=tuple(d.together is not None for _, d, _ in parts for _ in range(d.facets)),
         )
 
     def borders(self, length: int) -> _Borders:
@@ -194,7 +194,10 @@ class SafeRegion:
             whole, sentences = self._whole(after, known)
             if turn and whole is after:
                 break
-            moved, tokens = self._each(whole, known if whole is after else {})
+            if whole is after:
+                moved, tokens = self._each(whole, known)
+            else:
+                moved, tokens = self._each(whole, {}, {} if turn else self._opened(after, known, sentences))
             reports = reports or (*tokens, *sentences)
             if moved is after:
                 break
@@ -206,11 +209,41 @@ class SafeRegion:
         titles = tuple(d.title or d.concept for d in self.directions)
         return after, Report(self.mode, self.names, titles, self.strengths, reports)
 
-    def _each(self, c: Conditioning, known: Mapping[str, torch.Tensor]) -> tuple[Conditioning, list[SpaceReport]]:
+    def _opened(
+        self, c: Conditioning, known: Mapping[str, torch.Tensor], sentences: Sequence[SpaceReport]
+    ) -> dict[str, torch.Tensor]:
+        """Which concepts a prompt is outside of, by any token or as a whole, by token space [B, 1, K]: such prompts
+        go to the inner border, also where moving them as a whole has brought that token inside already."""
+        found = {report.space: geometry.outside(report.scores, report.threshold, None) for report in sentences}
+        opened = {}
+        for name, view, movable, _ in self._views(c):
+            if name + MEAN in found:
+                stack, b = self._stack(name, view.device), self._at(name, view.device, view.shape[1])
+                z = known[name] if name in known else geometry.scores(view.float(), stack.normal)
+                over = geometry.outside(z.detach(), b.threshold, movable).any(1, keepdim=True)
+                opened[name] = over | self._shared(name, found[name + MEAN].to(view.device))
+        return opened
+
+    def _shared(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """``whole`` [B, 1, half-spaces of the sentence space] -> [B, 1, half-spaces of the token space ``name``]:
+        whether one of the same concept is set."""
+        ours, theirs = self._stack(name, whole.device).owner, self._stack(name + MEAN, whole.device).owner
+        if ours == theirs and len(set(ours)) == len(ours):
+            return whole
+        same = torch.tensor([[i == j for j in theirs] for i in ours], device=whole.device)
+        return (whole.unsqueeze(-2) & same).any(-1)
+
+    def _each(
+        self, c: Conditioning, known: Mapping[str, torch.Tensor], opened: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[Conditioning, list[SpaceReport]]:
         """Every token space and pooled, guarded token by token; ``c`` itself where nothing had to move. ``known``:
-        scores that were computed before."""
+        scores that were computed before; ``opened``: see :meth:`_opened`."""
         views = self._views(c)
-        found = [self._guard(name, view, movable, scores=known.get(name)) for name, view, movable, _ in views]
+        opened = opened or {}
+        found = [
+            self._guard(name, view, movable, scores=known.get(name), opened=opened.get(name))
+            for name, view, movable, _ in views
+        ]
         reports = [r for _, r in found]
         if not any(new is not None for new, _ in found):
             return c, reports
@@ -245,6 +278,9 @@ class SafeRegion:
                 raise ConditioningError(_not_finite(name))
             if movable is not None:
                 far = far.masked_fill(~movable.to(far.device).unsqueeze(-1), -math.inf)
+            if summed := self._summed(name, view.device):
+                inner = torch.tensor([owner in summed for owner in stack.owner]).to(far.device)
+                far = far.masked_fill((far <= 0) & inner, -math.inf)
             for k, owner in enumerate(stack.owner):
                 if stack.calibrated[k]:
                     columns[owner].append(
@@ -252,6 +288,13 @@ class SafeRegion:
                     )
         empty = torch.full((c.tokens.shape[0],), -math.inf, device=c.tokens.device)
         return torch.stack([torch.stack([empty, *col]).amax(0) for col in columns], dim=1)
+
+    def _summed(self, name: str, device: torch.device) -> frozenset[int]:
+        """Concepts of which a token space's scores count in the border of the prompt as a whole, too."""
+        if self.mode != "project" or not self._parts.get(name + MEAN):
+            return frozenset()
+        whole = self._stack(name + MEAN, device)
+        return frozenset(k for k, d in zip(whole.owner, whole.sums, strict=True) if d)
 
     # -- inside a graph ------------------------------------------------------------------------------------------
 
@@ -269,13 +312,21 @@ class SafeRegion:
             view = tokens[:, space.rows, space.channels]
             may = None if movable is None else movable[:, space.rows]
             if self.mode == "project" and self._parts.get(space.name + MEAN):
-                new = view
+                new, b = view, self._at(space.name, view.device, view.shape[1])
+                z = geometry.scores(view.float(), self._stack(space.name, view.device).normal)
+                opened: torch.Tensor | None = geometry.outside(z, b.threshold, may).any(1, keepdim=True)
                 for _ in range(2):
                     mean = geometry.mean(new.float(), may)
                     lowered = self._border_of(space.name, new, may, {})
+                    if opened is not None:
+                        whole = self._stack(space.name + MEAN, view.device)
+                        border = self._at(space.name + MEAN, view.device, 1).threshold if lowered is None else lowered
+                        found = geometry.outside(geometry.scores(mean, whole.normal), border, None)
+                        opened = opened | self._shared(space.name, found)
                     moved = self._in_graph(space.name + MEAN, mean, None, view.dtype, lowered)
                     new = _shifted(new, moved - mean, may)
-                    new = self._in_graph(space.name, new, may)
+                    new = self._in_graph(space.name, new, may, opened=opened)
+                    opened = None
             else:
                 new = self._in_graph(space.name, view, may)
             if new.shape == tokens.shape:
@@ -333,7 +384,7 @@ class SafeRegion:
     ) -> torch.Tensor | None:
         """See :meth:`_lowered`; scores of the tokens are left in ``known``."""
         whole = self._stack(name + MEAN, view.device)
-        if not whole.summed or not self._parts.get(name) or not view.shape[1]:
+        if not any(whole.sums) or not self._parts.get(name) or not view.shape[1]:
             return None
         stack = self._stack(name, view.device)
         _same_width(name, view, stack)
@@ -383,6 +434,7 @@ class SafeRegion:
         movable: torch.Tensor | None,
         dtype: torch.dtype | None = None,
         lowered: torch.Tensor | None = None,
+        opened: torch.Tensor | None = None,
     ) -> torch.Tensor:
         dtype = dtype or view.dtype
         stack = self._stack(name, view.device)
@@ -394,6 +446,7 @@ class SafeRegion:
         if self.mode == "erase":
             return geometry.move(view, _erasing(z - b.mean, stack), stack.shift, movable)
         over = geometry.outside(z, b.threshold if lowered is None else lowered, movable)
+        over = over if opened is None else over | opened
         limit = geometry.limits(over, b.threshold, b.inner, b.mean, stack.strength, lowered)
         moves = geometry.outside(z, limit, movable).any(-1)
         margin, roundoff = _margin(view, dtype, stack), geometry.roundoff(dtype, stack.along, stack.across)
@@ -410,9 +463,11 @@ class SafeRegion:
         dtype: torch.dtype | None = None,
         lowered: torch.Tensor | None = None,
         scores: torch.Tensor | None = None,
+        opened: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, SpaceReport]:
         """The guarded view, None where nothing moves, and what was seen. ``lowered`` [B, T, K]: the border of each
-        prompt where it is not the same for all; ``scores``: of the view, where they are known."""
+        prompt where it is not the same for all; ``scores``: of the view, where they are known; ``opened``
+        [B, 1, K]: prompts that go to the inner border whatever their tokens score now."""
         dtype = dtype or view.dtype
         stack, home = self._stack(name, view.device), self._stack(name, torch.device("cpu"))
         z = geometry.scores(view.float(), stack.normal).detach() if scores is None else scores.detach()
@@ -429,6 +484,7 @@ class SafeRegion:
         may = torch.ones(seen.shape[:2], dtype=torch.bool) if movable is None else movable.cpu()
         border = here.threshold if lowered is None else lowered
         over = geometry.outside(seen, border, may)
+        over = over if opened is None else over | opened.cpu()
         inside = self.mode == "project" and not bool(over.any())
         limit = here.threshold
         if not inside:
