@@ -518,6 +518,21 @@ def bench_language(
     _bench_result(result, benchmark.tables, path, as_json)
 
 
+@bench_app.command("vector")
+def bench_vector(
+    pictures: Annotated[int, typer.Option(min=2, help="Pictures per cell.")] = 48,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of each vector.")] = 410,
+    path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures as JSON.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The published additive vector on the microworld: strength swept, and fairness vectors on skewed words."""
+    from .bench import vector as benchmark
+
+    with progress("training") as told:
+        result = benchmark.run(pictures=pictures, updates=updates, progress=told)
+    _bench_result(result, benchmark.tables, path, as_json)
+
+
 @bench_app.command("peers")
 def bench_peers(
     pictures: Annotated[int, typer.Option(min=4, help="Pictures per cell.")] = 64,
