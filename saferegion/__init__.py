@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .selection import Guard as Guard
     from .selection import Selection as Selection
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME = {
     "Conditioning": "conditioning",
