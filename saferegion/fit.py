@@ -48,14 +48,14 @@ Encode = Callable[[list[str]], Conditioning]
 Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
-METHOD = 4
+METHOD = 5
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 BATCH = 32
 RIDGE = 0.02
 """λ as a share of the mean benign variance."""
-OUTSIDE = 3e-3
+OUTSIDE = 4e-3
 """Share of benign prompts that one concept may move, in all spaces together."""
-ONE_TOKEN, WHOLE, TOGETHER = 0.05, 0.35, 0.6
+ONE_TOKEN, WHOLE, TOGETHER = 0.3, 0.2, 0.5
 """What of a space's share falls to single tokens, to the prompt as a whole, and to the sum of both."""
 TAIL = 0.1
 """Upper share of benign maxima that the exponential tail is fitted on."""

@@ -262,7 +262,9 @@ class SafeRegion:
 
     def score(self, c: Conditioning) -> torch.Tensor:
         """``[B, K]`` float32, K in the order given: distance outside the border in benign standard deviations, the
-        largest over tokens, spaces and half-spaces; at most 0 inside. Raises ConditioningError as :meth:`apply`."""
+        largest over tokens, spaces and half-spaces; at most 0 inside. Where words and whole are summed, tokens that are
+        inside count through the sum alone, which orders prompts better. Raises ConditioningError as :meth:`apply`.
+        """
         columns: list[list[torch.Tensor]] = [[] for _ in self.names]
         known: dict[str, torch.Tensor] = {}
         views = self._views(c)
