@@ -48,7 +48,7 @@ Encode = Callable[[list[str]], Conditioning]
 Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
-METHOD = 5
+METHOD = 6
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 BATCH = 32
 RIDGE = 0.02
@@ -59,7 +59,7 @@ ONE_TOKEN, WHOLE, TOGETHER = 0.3, 0.2, 0.5
 """What of a space's share falls to single tokens, to the prompt as a whole, and to the sum of both."""
 TAIL = 0.1
 """Upper share of benign maxima that the exponential tail is fitted on."""
-BEYOND = 10
+BEYOND = 2
 """How far the tail is trusted: to one prompt in so many times as many as were seen."""
 CHUNK = 77
 """Tokens of one CLIP chunk: the period of positions of longer prompts."""
