@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .errors import SafeRegionError
+from .errors import DiscoverError, SafeRegionError
 
 if TYPE_CHECKING:
     from .directions import ConceptDirections
@@ -140,12 +140,23 @@ def discover_command(
 
 
 def _discover(*what: Any, **how: Any) -> ConceptDirections:
+    """Directions, or nothing but one sentence; evidence already gathered stays for another try where memory ran out."""
     import torch
 
+    from . import cli
     from .discovery import discover
 
+    kept: Path = how["checkpoint"]
+    new = not kept.exists()
     try:
         return discover(*what, **how)
+    except KeyboardInterrupt:
+        cli.err.print("stopped before anything was learned; nothing half-written was left", style="red")
+        raise typer.Exit(STOPPED) from None
+    except DiscoverError:
+        if new:  # what led to a refusal leads to it again
+            kept.unlink(missing_ok=True)
+        raise
     except torch.cuda.OutOfMemoryError as error:
         raise SafeRegionError(
             "The device ran out of memory: give --save-memory, --dtype float16, or a smaller --batch-size or --size."
@@ -255,7 +266,7 @@ def _bar(stopped: Callable[[], bool]) -> Iterator[_Bar]:
         TextColumn("{task.fields[loss]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=cli.err, transient=True) as bar:
+    with Progress(*columns, console=cli.err, transient=True, disable=not cli.err.is_terminal) as bar:
         yield _Bar(bar, stopped)
 
 
