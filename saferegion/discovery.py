@@ -195,7 +195,7 @@ def discover(
     total = (len(neutral) * pictures + 2 * len(pairs)) * each + 4 * _STATES * sampling_steps
     total += steps * 5 * batch_size + tried
     model = _Model(denoiser, batch_size, progress, total, autocast, recompute)
-    key = _key(concept, neutral, seed, pictures, sampling_steps, guidance, steps, batch_size)
+    key = _key(concept, neutral, seed, pictures, sampling_steps, guidance, steps, batch_size, _told_apart(denoiser))
     kept = _Kept.open(checkpoint, key)
     tell = told or (lambda stage, loss: None)
     with model.frozen():
@@ -909,6 +909,15 @@ def _repeated(c: Conditioning, count: int) -> Conditioning:
 
 
 # -- a broken run goes on --------------------------------------------------------------------------------------------
+
+
+def _told_apart(denoiser: Denoiser) -> tuple[object, ...]:
+    """What tells one model's weights from another's: shapes, and a few numbers of each tensor."""
+    seen = []
+    for p in denoiser.parameters():
+        flat = p.detach().reshape(-1)
+        seen.append((tuple(p.shape), *(float(v) for v in flat[:: max(1, flat.numel() // 2)][:2].float().cpu())))
+    return tuple(seen)
 
 
 def _key(*parts: object) -> str:

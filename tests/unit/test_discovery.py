@@ -1,4 +1,4 @@
-"""Discovery on a model small enough to see through: its pictures are a function of the prompt, a volcano brings fire."""
+"""Discovery on a model small enough to see through: pictures are a function of the prompt, a volcano brings fire."""
 
 from __future__ import annotations
 
@@ -172,6 +172,17 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     with pytest.raises(DiscoverError, match="another run"):
         sr.discover(recipe(), encode, World(), NEUTRAL, **RUN, checkpoint=path)
     assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    def killed(stage: str, loss: float) -> None:
+        if stage == "learning":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sr.discover(recipe(), encode, World(), NEUTRAL, **RUN, checkpoint=tmp_path / "run", told=killed)
+    with pytest.raises(DiscoverError, match="another run"):
+        sr.discover(recipe(), encode, World(rest=0.3), NEUTRAL, **RUN, checkpoint=tmp_path / "run")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
