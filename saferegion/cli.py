@@ -552,6 +552,9 @@ def bench_peers(
     tune: Annotated[
         bool, typer.Option("--tune", help="Show how each setting does on the validation draw instead.")
     ] = False,
+    discovered: Annotated[
+        Path | None, typer.Option(help="What 'discover' wrote for this model (default: it is learned here).")
+    ] = None,
     add: Annotated[bool, typer.Option("--add", help="Keep the rows of --out that are not measured anew.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write the figures as a PNG.")] = None,
     path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures as JSON.")] = None,
@@ -566,11 +569,11 @@ def bench_peers(
         elif transfer:
             from .bench.peers import transfer as other
 
-            result, shown = other.run(pictures, steps, guidance, told), other.tables
+            result, shown = other.run(pictures, steps, guidance, told, discovered), other.tables
         else:
             before = json.loads(path.read_text("utf-8")) if add and path is not None and path.is_file() else None
             save = None if path is None else lambda found: _write_json(found, path)
-            result = benchmark.run(pictures, steps, guidance, attacked, guard or (), told, before, save)
+            result = benchmark.run(pictures, steps, guidance, attacked, guard or (), told, before, save, discovered)
             shown = benchmark.tables
             if plot is not None:
                 benchmark.plot(result, plot)

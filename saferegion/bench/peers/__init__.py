@@ -16,6 +16,7 @@ from ..microworld import SHOWS
 from .attacks import goal
 from .base import Guard
 from .measure import BENIGN, UNSAFE, Bench, axes_of, cells, frechet, interval, row, validation
+from .ours import Ours
 from .rows import FAMILIES, Family
 
 Progress = Callable[[int, int], None]
@@ -40,11 +41,12 @@ def run(
     progress: Progress | None = None,
     before: dict[str, Any] | None = None,
     written: Callable[[dict[str, Any]], None] | None = None,
+    discovered: Path | None = None,
 ) -> dict[str, Any]:
     """Paint, judge and attack: ``pictures`` a cell, ``attacked`` prompts an attack (default: a quarter; 0: none).
 
     ``before``: an earlier result of the same options, whose other rows are kept. ``written`` gets the result after
-    every row.
+    every row. ``discovered``: a file of ``saferegion discover`` for the rows that need one (None: learned here).
     """
     guards = [g for f in FAMILIES for g in f.guards() if not only or f.name in only or g.name in only]
     if not guards:
@@ -69,6 +71,8 @@ def run(
     done = {r["guard"]: r for r in (before or {"rows": []})["rows"]}
     order = [g.name for f in FAMILIES for g in f.guards()]
     for number, guard in enumerate(guards):
+        if isinstance(guard, Ours):
+            guard.file = discovered
         done[guard.name] = row(bench, guard.prepare(world), aim, axes)
         result["rows"] = [done[name] for name in order if name in done]
         result["missing"] = sorted(learning - {r["family"] for r in result["rows"]})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from ... import microworld
-from ...conditioning import Conditioning
-from ...directions import ConceptDirections
+from ...conditioning import MEAN, POOLED, Conditioning
+from ...directions import ConceptDirections, Direction
 from ...errors import SafeRegionError
 from ...files import load_directions
 from ...fit import compile
@@ -56,7 +56,7 @@ def _digest(world: microworld.MicroWorld) -> str:
 
 def learned(meter: Meter, method: str, seed: int = 0) -> ConceptDirections:
     """What discovery finds on this world; kept in the cache folder."""
-    from ...discovery import discover
+    from ...discovery import discover, discover_vector
 
     world = meter.world
     kept = cache_folder() / "peers" / f"{method}-{seed}-{_digest(world)}.safetensors"
@@ -67,23 +67,39 @@ def learned(meter: Meter, method: str, seed: int = 0) -> ConceptDirections:
         meter.passes += len(prompts)
         return world.encode(prompts)
 
-    found = discover(
-        recipe(), encode, _Denoiser(meter), microworld.neutral_prompts(), seed=seed, method=method, closed_form=False
-    )
+    if method == "vector":
+        found = discover_vector(recipe(), encode, _Denoiser(meter), seed=seed, steps=410, rate=0.02, batch_size=4)
+    else:
+        found = discover(recipe(), encode, _Denoiser(meter), microworld.neutral_prompts(), seed=seed)
     kept.parent.mkdir(parents=True, exist_ok=True)
     found.save(kept)
     return found
 
 
+def alone(found: ConceptDirections) -> ConceptDirections:
+    """Discovered directions without the compiled ones that they hold: the last half-space of each sentence space is
+    the discovered one; the borders of tokens are put where nothing reaches them."""
+    spaces = {}
+    for name, d in found.spaces.items():
+        if name.endswith(MEAN) or name == POOLED:
+            fields = {k: t if k == "weight" else t[-1:] for k, t in d.tensors().items()}
+            spaces[name] = Direction(**fields)
+        elif d.mean is not None and d.deviation is not None:
+            spaces[name] = replace(d, threshold=d.mean + 1e6 * d.deviation, inner=None)
+    return replace(found, spaces=spaces)
+
+
 @dataclass
 class Ours(Guard):
     """``how``: closed form, discovered, or both (the compiled directions and the discovered ones beside each other).
-    ``given``: directions learned elsewhere. Directions act in their own window of steps."""
+    ``file``: discovered directions from a file; without it they are learned here. ``given``: all the directions.
+    Directions act in their own window of steps."""
 
     how: str = "closed form"
     strength: float = 1.0
     mode: str = field(init=False, repr=False, default="project")
     given: Sequence[ConceptDirections] = ()
+    file: Path | None = None
     region: SafeRegion = field(init=False, repr=False)
 
     def setup(self) -> None:
@@ -100,7 +116,8 @@ class Ours(Guard):
 
             found.append(compile(recipe(), encode, microworld.neutral_prompts()))
         if self.how != "closed form":
-            found.append(learned(self.meter, "region"))
+            other = load_directions(self.file) if self.file else learned(self.meter, "region")
+            found.append(alone(other) if self.how == "discovered" else other)
         return found
 
     def _switched(self, act: Callable[[SafeRegion], torch.Tensor], tokens: torch.Tensor, steps: int) -> Guarded:

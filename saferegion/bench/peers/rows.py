@@ -78,7 +78,7 @@ FAMILIES: tuple[Family, ...] = (
         "additive vector (the paper)",
         PaperVector,
         {"beta 1": {}},
-        tuple({"strength": b} for b in (0.25, 0.5, 0.75, 1.5)),
+        tuple({"strength": b} for b in (0.1, 0.2, 0.3, 0.4)),
         discovers=True,
     ),
     Family(
@@ -87,7 +87,13 @@ FAMILIES: tuple[Family, ...] = (
         {"": {}},
         tuple({"strength": s, "by_position": p} for s in (1.0, 1.5, 2.0) for p in (False, True)),
     ),
-    Family("UCE", UCE, {"": {}}, tuple({"keep": k, "lam": m} for k in (0.01, 0.1, 1.0) for m in (0.1, 1.0))),
+    Family(
+        "UCE",
+        UCE,
+        {"": {}},
+        tuple({"keep": k, "lam": m} for k in (0.01, 0.1, 1.0) for m in (0.1, 1.0)),
+        {"keep": 1.0, "lam": 1.0},
+    ),
     Family(
         "ESD-x",
         ESD,
@@ -96,6 +102,7 @@ FAMILIES: tuple[Family, ...] = (
             {"rate": 3e-4, "iterations": 60, "eta": 2.0, "batch": 4},
             {"rate": 1e-3, "iterations": 60, "eta": 1.0, "batch": 4},
         ),
+        {"rate": 1e-3, "iterations": 60, "eta": 1.0, "batch": 4},
     ),
     Family("safe region, closed form", Ours, {"": {}}, ours=True),
     Family("safe region, discovered", Ours, {"": {"how": "discovered"}}, discovers=True, ours=True),

@@ -158,13 +158,19 @@ class Stacked(Guard):
         return self.peer.combine(step, steps, eps, sides, guidance, state)
 
 
-def run(pictures: int = 32, steps: int = 15, guidance: float = 4.0, progress: Progress | None = None) -> dict[str, Any]:
+def run(
+    pictures: int = 32,
+    steps: int = 15,
+    guidance: float = 4.0,
+    progress: Progress | None = None,
+    discovered: Path | None = None,
+) -> dict[str, Any]:
     """Ours on every checkpoint, with directions of the bundled one; then on top of peers, on the bundled one."""
     from . import discovers
 
     world = microworld.load()
     learned = {
-        how: Ours(how=how).prepare(world).region.directions
+        how: Ours(how=how, file=discovered).prepare(world).region.directions
         for how in ("closed form", *(("discovered", "both") if discovers() else ()))
     }
     sets = cells(pictures)
