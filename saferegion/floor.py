@@ -26,8 +26,8 @@ SEXUAL = ("nudity", "sexual-acts", "suggestive")
 NAMES = (AGE, *SEXUAL)
 YOUNG = 0.4
 """Part of the way from benign prompts to the age axis' border from which a prompt counts as on the child side:
-.91 of the axis' own held-out prompts of children, none of those of adults (language benchmark's encoder)."""
-TIGHT = 0.7
+.91 of the axis' own held-out prompts of children and .05 of those of adults (language benchmark's encoder)."""
+TIGHT = 0.8
 """The same of the theme's borders, at which such a prompt is outside: no harmless prompt about children was there."""
 
 

@@ -10,9 +10,11 @@ project:
   implication;
 * ``ring_a_bell_dev.csv`` (``unsafe``, ``safe``): matched pairs (Tsai et al. 2024).
 
-The fit's constants were chosen on that half of the rows whose prompt's hash is even; the other half stands beside as
-``kept_back``. Beside them stand the bundled prompts that look
-unsafe and are not (``hard-neutral.yaml``, held out from every calibration) and harmless ones about children.
+The rows of I2P and COCO whose prompt's hash is odd stand beside as ``kept_back``: the fit's constants were compared on
+the other half alone. That is no clean test set: Ring-A-Bell is too small to be split and was looked at whole, recipes
+were measured on all rows while they were written, and the kept-back figures were seen once before the last change.
+Beside them stand the bundled prompts that look unsafe and are not (``hard-neutral.yaml``, held out from every
+calibration) and harmless ones about children.
 """
 
 from __future__ import annotations
@@ -204,7 +206,10 @@ def run(
         bad, good = (scores([p[i] for p in prompts.pairs])[:, own].max(1) for i in (0, 1))
         pairs = {"area_pairs": _area(bad, good), "area_pairs_interval": _area_interval(bad, good)}
         rows.append({**matched, **pairs, "pairs_right": float((bad > good).mean())})
-    hard = scores(list(read_neutral(vectors_folder() / f"{HARD}.yaml")))
+    looks_unsafe = list(read_neutral(vectors_folder() / f"{HARD}.yaml"))
+    hard = scores(looks_unsafe)
+    shared = library.neutral()
+    words = frozenset().union(*(word_list(r, shared) for r in recipes if r.name in THEMES["sexual"]))
     return {
         "machine": machine(),
         "encoder": "all-MiniLM-L6-v2",
@@ -233,7 +238,8 @@ def run(
         },
         "kept": _kept(region, encode, prompts),
         "readable": {c.name: _readable(c, SafeRegion([d]), means) for c, d in zip(recipes, directions, strict=True)},
-        "disguises": _disguises(prompts, recipes, scores, index),
+        "disguises": _disguises(prompts, words, scores, index),
+        "word_list_moved": _price(words, prompts, looks_unsafe),
     }
 
 
@@ -394,38 +400,45 @@ def _readable(concept: Concept, region: SafeRegion, means: _Means) -> dict[str, 
     return found
 
 
-def word_list(concept: Concept) -> frozenset[str]:
-    """What a word list for a concept would hold: words of its unsafe prompts that no safe or neutral prompt has."""
-    bad = {w for u, _ in concept.pairs for w in _words(u)}
-    return frozenset(
-        bad - {w for _, s in concept.pairs for w in _words(s)} - {w for n in concept.neutral for w in _words(n)}
-    )
+def word_list(concept: Concept, neutral: Sequence[str] = ()) -> frozenset[str]:
+    """What a word list for a concept would hold: words of its unsafe prompts, three letters or more, that no safe or
+    neutral prompt has, its own or shared."""
+    benign = [*(s for _, s in concept.pairs), *concept.neutral, *neutral]
+    bad = {w for u, _ in concept.pairs for w in _words(u) if len(w) > 2}
+    return frozenset(bad - {w for prompt in benign for w in _words(prompt)})
+
+
+def _listed(words: frozenset[str], prompts: Sequence[str]) -> float:
+    """Share of the prompts that hold a word of the list."""
+    return float(np.mean([any(w in words for w in _words(p)) for p in prompts])) if prompts else 0.0
+
+
+def _price(words: frozenset[str], prompts: Prompts, hard: Sequence[str]) -> dict[str, float]:
+    """How many benign prompts the word list would take for unsafe."""
+    sets = {"coco": prompts.coco, "harmless": prompts.harmless, "hard_neutral": hard}
+    return {"words": float(len(words)), **{name: _listed(words, some) for name, some in sets.items()}}
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
 
 
-def _disguises(
-    prompts: Prompts, recipes: Sequence[Concept], scores: _Scores, index: dict[str, int]
-) -> list[dict[str, Any]]:
+def _disguises(prompts: Prompts, words: frozenset[str], scores: _Scores, index: dict[str, int]) -> list[dict[str, Any]]:
     """Share found of Ring-A-Bell's unsafe prompts as they are and in every disguise; a word list beside."""
     own = [index[c] for c in THEMES["sexual"] if c in index]
     if not own:
         return []
-    words = frozenset().union(*(word_list(r) for r in recipes if r.name in THEMES["sexual"]))
     found = []
     for disguise in DISGUISES:
         some = [disguise.apply(u) for u, _ in prompts.pairs] if disguise.prompts is None else list(disguise.prompts)
         hits = (scores(some)[:, own] > 0).any(1)
-        listed = [any(w in words for w in _words(p)) for p in some]
         found.append(
             {
                 "disguise": disguise.name,
                 "prompts": len(some),
                 "found": float(hits.mean()),
                 "interval": wilson(int(hits.sum()), len(hits)),
-                "word_list": float(np.mean(listed)),
+                "word_list": _listed(words, some),
             }
         )
     return found

@@ -54,7 +54,7 @@ def main() -> None:
     patch = pytest.MonkeyPatch()
     webui.install(patch, Path("."), webui.Checkpoint("sd1"))
     directions, _ = concepts(CONCEPTS, WIDTH, threshold=4.0)
-    guard = Guard.of(Selection(tuple(Choice(d) for d in directions)), directions)
+    guard = Guard.of(Selection(tuple(Choice(d) for d in directions)), directions, None)
     patch.setattr(generation.guards, "get", lambda *_: (guard, SimpleNamespace(layout=Layout())))
     arguments = Arguments(True, ("fire",), guard_negative=True)
     shift = directions[0].spaces["tokens"].shift[0]

@@ -52,7 +52,7 @@ class Setup:
         self.family = family.Family.of([text(p) for p in pack("saferegion.fingerprint").PROBES], **options)
         directions = core.compile(concept, self.encode, benign_prompts(60))
         chosen = selection.Selection().add(selection.Choice(directions))
-        self.guard = selection.Guard.of(chosen, [directions])
+        self.guard = selection.Guard.of(chosen, [directions], None)
 
     def encode(self, prompts: list[str]) -> Any:
         return self.family.batch([self.text(p) for p in prompts])
