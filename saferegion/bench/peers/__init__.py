@@ -174,7 +174,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         p[:2] for p in points
         if not any(q[0] <= p[0] and q[1] <= p[1] and q[:2] != p[:2] for q in points)
     )  # fmt: skip
-    figure, axis = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(11, 6), layout="constrained")
     families = list(dict.fromkeys(p[3] for p in points))
     colours = pyplot.get_cmap("tab20")
     for i, family in enumerate(families):
@@ -195,7 +195,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.set_xlabel("drift of benign pictures (mean squared error of latents)")
     axis.set_ylabel("pictures with fire: mean of by word and by association")
     axis.set_title(f"microworld, {result['pictures']} pictures a cell, same seeds")
-    axis.legend(fontsize=8, loc="upper right")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
