@@ -88,6 +88,7 @@ def test_the_tab_inspects_a_prompt_and_makes_concepts(
     inner.locator("#safe_region_prompt textarea").fill(UNSAFE)
     inner.locator("#safe_region_chosen input").fill("fire")
     inner.locator("#safe_region_chosen ul.options li", has_text="fire").first.click()
+    inner.locator("#safe_region_chosen input").blur()  # the open list would lie over the button
     inner.locator("#safe_region_inspect").click()
     inner.locator("#safe_region_heat_map img").wait_for(timeout=60_000)
     assert "burning" in inner.locator("#safe_region_inspected.prose").inner_text()
