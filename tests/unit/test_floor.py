@@ -143,6 +143,7 @@ def test_a_users_recipe_of_the_same_name_does_not_replace_the_floors(
         return [axis(c.name, i, c.kind) for i, c in enumerate(concepts)]
 
     monkeypatch.setattr(Library, "directions", directions)
+    monkeypatch.setattr(libraries, "_UNKNOWN", set())  # of other tests in this process
     floor = Library((tmp_path,), tmp_path).floor(FakeEncoder())
     assert asked == list(NAMES) and floor is not None and floor.theme.names == SEXUAL
 
