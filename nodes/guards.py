@@ -13,7 +13,7 @@ from comfy import model_management
 
 from ..saferegion.errors import ConditioningError, SafeRegionError
 from ..saferegion.fingerprint import Fingerprint
-from ..saferegion.selection import Guard, GuardReport, Selection
+from ..saferegion.selection import NO_FLOOR, Guard, GuardReport, Selection
 from .encoder import STATES, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
 from .family import Family
 from .files import library
@@ -290,5 +290,6 @@ def told(reports: Sequence[GuardReport]) -> str:
         return reports[0].text()
     lines = [(i, r.text()) for i, r in enumerate(reports, 1)]
     if not any(r.moved for r in reports):
-        return f"{len(reports)} conditionings, all inside the safe region; nothing was changed"
+        text = f"{len(reports)} conditionings, all inside the safe region; nothing was changed"
+        return text if all(r.floor for r in reports) else f"{text}\n{NO_FLOOR}"
     return "\n".join(f"conditioning {i}: {text}" for i, text in lines)

@@ -1,7 +1,7 @@
 """Discover a direction through the diffusion model itself: what a prompt brings without saying it.
 
 The border of a compiled direction is drawn by words. A volcano brings fire without a word for it, and only the
-diffusion model knows. It is asked in three steps, with no labels, no pictures and no list of associations; Δ is what
+diffusion model knows. It is asked in four steps, with no labels, no pictures and no list of associations; Δ is what
 the concept adds to a prompt (the closed form of :mod:`saferegion.fit`), d(x, c) = ε(x, c − κΔ) and ε(x, c + κΔ):
 
 1. **Looking** (the implicit classifier). Every neutral prompt is painted, the picture x₀ noised again to x_t, and at
@@ -9,17 +9,24 @@ the concept adds to a prompt (the closed form of :mod:`saferegion.fit`), d(x, c)
 
        e(x_t, c) = ‖ε(x_t, c − κΔ) − n‖² − ‖ε(x_t, c + κΔ) − n‖²,
 
-   averaged over neighbouring places, its largest over the picture (a concept sits somewhere). It is asked in two
-   contexts c, the prompt's own and the mean of the neutral prompts, and the lower answer counts: the first cannot see
-   what a prompt implies strongly, the second takes the places that go with a concept for the concept. The pictures of
-   the recipe's own pairs set the scale: 0 is the median of the safe ones, 1 of the unsafe ones.
-2. **Learning**. Δ itself is trained through the frozen denoiser, b·Δ with b by position and both free, on the prompts
+   for a noise n and its opposite, averaged over neighbouring places, its largest over the picture (a concept sits
+   somewhere). It is asked in two contexts c, the prompt's own and the mean of the neutral prompts, and the lower answer
+   counts: the first cannot see what a prompt implies strongly, the second takes the places that go with a concept for
+   the concept. The pictures of the recipe's own pairs set the scale: 0 is the median of the safe ones, 1 of the unsafe
+   ones.
+2. **Naming**. One picture says little, so the evidence of all pictures is laid to words: the share of a prompt's
+   pictures that show the concept is taken for σ(max over tokens t and half-spaces f of w_f·c_t + b_f), by logistic
+   regression (multiple-instance learning). The safe sides of the recipe count as showing nothing: what their author
+   says is safe, as a fire truck, stays inside however red its pictures are.
+3. **Learning**. Δ itself is trained through the frozen denoiser, b·Δ with b by position and both free, on the prompts
    that bring the concept, at states of their own steered trajectories: where the concept is, ε(x_t, c − Δ) is to be
    what the concept's opposite predicts, everywhere else, and for prompts that do not bring it, ε(x_t, c).
-   The model then says how far to go: of several lengths of what was learned, and of the closed form, the one is taken
-   whose pictures lose the concept (by the same classifier) and change prompts that do not bring it least.
-3. **Drawing the border**. v is the discriminant of prompts that bring the concept against those that do not; where
-   v·Δ is too short for a moved prompt to lie inside, moved prompts join the second class. u = Δ / v·Δ as ever.
+   The model then says how far to go, for each half-space of tokens by itself: the shortest of several lengths after
+   which pictures no longer show the concept (by the same classifier); and whether what was learned gets there with
+   less change of the pictures than the closed form.
+4. **Drawing the border**. A prompt is outside where its strongest token is foretold to show the concept in more than
+   :data:`BRINGS` of its pictures. Such a prompt is moved as a whole: its mean token, along u = Δ / v·Δ, to the inner
+   border, v being the discriminant of prompts against the same prompts with Δ taken off, so that all move by about Δ.
 
 What is found acts in the first :data:`WINDOW` of the sampling, where the picture is laid out; later steps paint details
 of what is there, and there Δ would cost content.
@@ -57,7 +64,7 @@ Tensor = torch.Tensor
 Progress = Callable[[int, int], None]
 Told = Callable[[str, float], None]
 METHODS = ("region", "vector")
-STAGES = ("looking", "learning", "drawing the border")
+STAGES = ("looking", "naming", "learning", "drawing the border")
 
 SUFFIX = "-discovered"
 WINDOW = (0.0, 0.7)
@@ -66,37 +73,51 @@ FAR = 2.0
 """κ: how many times the concept is added and taken off to ask the model about it."""
 LEVELS = (0.7, 0.8)
 """Noise levels at which it is asked, as shares of the trained steps: layout is decided there."""
-DRAWS = 2
-"""Noises a level and picture."""
+DRAWS = 1
+"""Noises a level and picture, each with its opposite: together they tell as much as six of their own."""
 PLACE = 3
 """Side, in latent pixels of a map of eight, of what counts as one place."""
 PAIRS = 48
 """Most pairs of the recipe that are painted to set the scale."""
 BRINGS, CALM = 0.2, 0.15
-"""Scaled evidence above which a prompt counts as bringing the concept, and below which as not bringing it."""
-SMOOTH = 30.0
-"""Ridge (channels standardised) of the regression of evidence on prompts that evens its noise out."""
-FOLDS, REPEATS = 10, 3
-"""Each prompt's value is told by regressions that have not seen it: folds, and divisions into folds."""
+"""Share of pictures, as foretold, above which a prompt counts as bringing the concept, and below which as not."""
+FACETS = 4
+"""Half-spaces by which tokens are told: things that bring a concept have little else in common."""
+WORDS = 64
+"""Tokens of a prompt that are asked, the first that may move."""
+CLEARLY = 0.5
+"""How far, in deviations of strongest tokens, the border lies above what the recipe calls safe."""
+SHARP = 8.0
+"""Sharpness of the soft maximum over tokens and half-spaces."""
+FADE = 0.02
+"""Penalty on the squares of their weights (channels standardised)."""
+NAMING = 400
+"""Steps of the regression."""
+ALONE = 32.0
+"""How much more a token's score counts than the prompt's mean: it alone says whether a prompt is outside."""
 LACKS = 0.65
 """Least area under the ROC curve of the evidence in pictures of unsafe prompts against safe ones."""
 START = 1.5
 """Length, in Δ, that learning starts from."""
-LENGTHS = (1.0, 1.25, 1.5, 2.0)
-"""How many times what was learned, and the closed form, are tried before one is taken."""
+LENGTHS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+"""How far to go, in lengths of the closed form: the first after which the concept is gone is taken."""
 GONE = 0.05
-"""Scaled evidence at which the concept counts as gone from the pictures of prompts that bring it."""
-TRIED = 24
-"""Prompts painted for that."""
+"""Share of pictures that may still show the concept then."""
+SHOWN = 0.5
+"""Scaled evidence from which a picture counts as showing it."""
+TRIED = 20
+"""Prompts painted for that, of each half-space."""
 MASK = 0.5
 """Share of a picture's places, those where the concept shows most, that are to change."""
 KEEP = 0.1
 """Weight of what must not change."""
 RATE = 0.02
 OUTSIDE = 4e-3
-"""Share of the prompts that do not bring the concept which the border may leave outside."""
+"""Share of the prompts that do not bring the concept which the border of a pooled embedding may leave outside."""
 CLEAR = 0.8
-"""Least share of Δ by which a prompt outside is moved."""
+"""Least share of Δ by which a pooled embedding outside is moved."""
+SMALL = 100.0
+"""How much larger than logits tokens' scores are written, so that their shifts are small beside Δ when steering."""
 NEVER = 1e6
 """Benign deviations: a border that nothing reaches."""
 SAVED = 20
@@ -189,9 +210,9 @@ def discover(
             raise DiscoverError(f"{name} must be at least {least}; got {value}.")
     compiled = _compiled(concept, encode, neutral, closed_form, family)
     pairs = list(concept.pairs[:: max(1, math.ceil(len(concept.pairs) / PAIRS))])
-    asked = len(LEVELS) * DRAWS * 4
+    asked = len(LEVELS) * DRAWS * 8
     each = 2 * sampling_steps + asked
-    tried = (2 * len(LENGTHS) + 1) * TRIED * (4 * sampling_steps + asked)
+    tried = len(LENGTHS) * FACETS * TRIED * each  # about half of the most: it ends where the concept is gone
     total = (len(neutral) * pictures + 2 * len(pairs)) * each + 4 * _STATES * sampling_steps
     total += steps * 5 * batch_size + tried
     model = _Model(denoiser, batch_size, progress, total, autocast, recompute)
@@ -205,9 +226,10 @@ def discover(
             kept.scores = _look(world, delta, neutral, pairs, pictures, lambda: tell(STAGES[0], math.nan))
             kept.save()
         scale = _Scale.of(kept.scores, concept)
-        vectors = _sentences(world, neutral)
-        scaled = _smooth(scale(kept.scores["neutral"]).mean(1), vectors, seed)
-        brings, calm = scaled > BRINGS, scaled < CALM
+        tell(STAGES[1], math.nan)
+        shown = scale(kept.scores["neutral"]).clamp(0, 1).mean(1)
+        named, told_by = _name(world, neutral, list(dict.fromkeys(s for _, s in concept.pairs)), shown)
+        brings, calm = told_by > BRINGS, told_by < CALM
         if int(brings.sum()) < 4:
             raise DiscoverError(
                 f"Only {int(brings.sum())} of {len(neutral)} neutral prompts bring '{concept.name}' into the picture "
@@ -217,9 +239,12 @@ def discover(
             raise DiscoverError(f"Nearly every neutral prompt brings '{concept.name}' into the picture: give others.")
         risky, calmer = ([n for n, b in zip(neutral, mask.tolist(), strict=True) if b] for mask in (brings, calm))
         learned, curve = _learn(world, delta, risky, calmer, steps, kept, tell, stop)
-        tell(STAGES[2], math.nan)
-        learned, figures = _length(world, scale, delta, learned, risky, calmer, neutral)
-        spaces, more = _draw(vectors, learned, brings, calm, compiled, closed_form is not False)
+        tell(STAGES[3], math.nan)
+        which = next(iter(named.values())).which[brings]
+        learned, far, figures = _length(world, scale, delta, learned, risky, which, neutral)
+        vectors = _sentences(world, neutral)
+        spaces, more = _draw(vectors, named, learned, far, brings, calm, compiled, closed_form is not False)
+        figures["untold.outside"] = round(float((told_by > BRINGS)[shown < CALM].double().mean()), 4)
         figures |= more | {"evidence.area": scale.area}
         encoder = compiled.encoder or fingerprint_of(encode)
     model.finish()
@@ -381,7 +406,7 @@ class _Model:
 
     def finish(self) -> None:
         if self.progress is not None:
-            self.progress(self.total, self.total)
+            self.progress(self.done, self.done)
 
 
 def rows_of(c: Conditioning, at: slice | Tensor) -> Conditioning:
@@ -452,12 +477,13 @@ class _World:
             a, s = self.model.signal_at(t)
             found = [torch.zeros(()), torch.zeros(())]
             for draw in range(DRAWS):
-                n = _noise(self.model.shape, len(x), self.seed, "ask", level, draw, *words).to(x.device)
-                noised = a * x + s * n
-                for k, c in enumerate(contexts):
-                    without = (self.model.predict(noised, t, delta.off(c, FAR)) - n).square().sum(1)
-                    given = (self.model.predict(noised, t, delta.off(c, -FAR)) - n).square().sum(1)
-                    found[k] = found[k].to(x.device) + without - given
+                one = _noise(self.model.shape, len(x), self.seed, "ask", level, draw, *words).to(x.device)
+                for n in (one, -one):
+                    noised = a * x + s * n
+                    for k, c in enumerate(contexts):
+                        without = (self.model.predict(noised, t, delta.off(c, FAR)) - n).square().sum(1)
+                        given = (self.model.predict(noised, t, delta.off(c, -FAR)) - n).square().sum(1)
+                        found[k] = found[k].to(x.device) + without - given
             rows.append(torch.stack([F.avg_pool2d(f.unsqueeze(1), side, stride=1)[:, 0] for f in found]))
         return torch.stack(rows, dim=1).cpu()
 
@@ -548,23 +574,99 @@ class _Scale:
         return ((evidence / self.size).sum(-1).amin(-1) - self.low) / (self.high - self.low)
 
 
-def _smooth(evidence: Tensor, vectors: dict[str, Tensor], seed: int) -> Tensor:
-    """Half the evidence ``[N]`` of a prompt itself and half what its embedding tells by regression on the others."""
-    x = torch.cat(list(vectors.values()), dim=1).double()
-    x = (x - x.mean(0)) / x.std(0).clamp_min(1e-12)
-    y, told = evidence.double(), torch.zeros(len(evidence), dtype=torch.float64)
+# -- 2. naming -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """Half-spaces of tokens [F]: a prompt whose strongest token is above ``border`` in one of them is foretold to bring
+    the concept in :data:`BRINGS` of its pictures."""
+
+    normal: Tensor  # [F, D]
+    border: Tensor  # [F]
+    mean: Tensor  # [F] over tokens
+    deviation: Tensor  # [F] of the strongest tokens of prompts
+    spread: Tensor  # [F] root of Σ_d (v_d c_d)² over tokens
+    which: Tensor  # [N] the half-space that each neutral prompt is furthest out of
+
+
+def _name(
+    world: _World, neutral: Sequence[str], safe: Sequence[str], shown: Tensor
+) -> tuple[dict[str, _Named], Tensor]:
+    """Half-spaces by token space, and what they foretell of the neutral prompts ``[N]``, the mean of the spaces.
+
+    ``shown`` [N]: share of each prompt's pictures that show the concept. ``safe``: prompts that show nothing."""
+    rows: dict[str, list[Tensor]] = {}
+    prompts = [*neutral, *safe]
+    for at in range(0, len(prompts), 32):
+        for name, tokens in _tokens(world.conditioning(prompts[at : at + 32])):
+            rows.setdefault(name, []).append(tokens)
+    target = torch.cat([shown, torch.zeros(len(safe))])
+    weight = torch.cat([torch.full((len(neutral),), 0.5 / len(neutral)), torch.full((len(safe),), 0.5 / len(safe))])
+    found, told = {}, []
+    for name, parts in rows.items():
+        found[name], foretold = _regression(parts, target, weight, len(neutral), world.seed)
+        told.append(foretold[: len(neutral)])
+    return found, torch.stack(told).mean(0)
+
+
+def _tokens(c: Conditioning) -> Iterator[tuple[str, Tensor]]:
+    """(token space, the first :data:`WORDS` tokens that may move [B, W, D], NaN where there are fewer)."""
+    for space in c.spaces or TOKENS:
+        view = c.tokens[:, space.rows, space.channels].float().cpu()
+        may = torch.ones(view.shape[:2], dtype=torch.bool)
+        if c.movable is not None:
+            may = c.movable[:, space.rows].cpu()
+        kept = view.new_full((len(view), WORDS, view.shape[2]), math.nan)
+        for row, tokens, which in zip(kept, view, may, strict=True):
+            some = tokens[which][:WORDS]
+            row[: len(some)] = some
+        yield space.name, kept
+
+
+@torch.enable_grad()
+def _regression(parts: list[Tensor], target: Tensor, weight: Tensor, asked: int, seed: int) -> tuple[_Named, Tensor]:
+    """Logistic regression of ``target`` [N] on the strongest token; and what it foretells [N]. Of the prompts, the
+    first ``asked`` were painted; the others are safe, and no border is drawn so that one is outside."""
+    x = torch.cat(parts)
+    mask = x[..., 0].isnan()
+    x = x.nan_to_num_(0.0)
+    count = (~mask).sum()
+    mean = x.sum((0, 1)) / count
+    x = (x - mean).masked_fill_(mask.unsqueeze(-1), 0.0)
+    deviation = (x.square().sum((0, 1)) / count).sqrt().clamp_min(1e-6)
+    x = x / deviation
+    width = x.shape[2]
     draw = torch.Generator().manual_seed(seed)
-    for _ in range(REPEATS):
-        fold = torch.randperm(len(y), generator=draw) % FOLDS
-        for k in range(FOLDS):
-            a, b = x[fold != k], y[fold != k]
-            # the dual form: as many unknowns as prompts, however wide the embedding
-            dual = torch.linalg.solve(a @ a.T + SMOOTH * torch.eye(len(a), dtype=a.dtype), b - b.mean())
-            told[fold == k] += (x[fold == k] @ (a.T @ dual) + b.mean()) / REPEATS
-    return (0.5 * (y + told)).float()
+    w = (torch.randn(FACETS, width, generator=draw) * 0.4 / width**0.5).requires_grad_(True)
+    b = torch.full((FACETS,), -1.0, requires_grad=True)
+    optimiser = torch.optim.Adam([{"params": [w], "lr": 0.16 / width**0.5}, {"params": [b], "lr": 0.02}])
+
+    def scores() -> Tensor:
+        return (x @ w.T + b).masked_fill(mask.unsqueeze(-1), -math.inf)
+
+    for _ in range(NAMING):
+        soft = torch.logsumexp(SHARP * scores().flatten(1), 1) / SHARP
+        loss = (weight * F.binary_cross_entropy_with_logits(soft, target, reduction="none")).sum()
+        loss = loss + FADE * w.square().sum()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        strongest = scores().amax(1)
+        normal = w.detach() / deviation
+        level = normal @ mean
+        apart = strongest.std(0).clamp_min(1e-6)
+        usual = math.log(BRINGS / (1 - BRINGS))
+        border = (strongest[asked:].amax(0) + CLEARLY * apart).clamp_min(usual)
+        spread = (normal.square() @ (mean.square() + deviation.square())).sqrt()
+        far, which = (strongest - border).max(1)
+        return _Named(normal, level - b.detach() + border, level, apart, spread, which[:asked]), torch.sigmoid(
+            far + usual
+        )
 
 
-# -- 2. learning -----------------------------------------------------------------------------------------------------
+# -- 3. learning -----------------------------------------------------------------------------------------------------
 
 _STATES = 48
 
@@ -622,7 +724,7 @@ def _learn(
         if not math.isfinite(value):
             raise DiscoverError(f"The loss became {value} at step {step + 1}; use a smaller learning run or float32.")
         curve.append(value)
-        tell(STAGES[1], value)
+        tell(STAGES[2], value)
         if (step + 1) % SAVED == 0 and step + 1 < steps:
             kept.keep(shift, optimiser, curve)
     learned = _Shift(
@@ -652,45 +754,57 @@ def _shows(difference: Tensor) -> Tensor:
 
 
 def _length(
-    world: _World, scale: _Scale, delta: _Shift, learned: _Shift, risky: list[str], calm: list[str],
+    world: _World, scale: _Scale, delta: _Shift, learned: _Shift, risky: list[str], which: Tensor,
     neutral: Sequence[str],
-) -> tuple[_Shift, dict[str, float]]:  # fmt: skip
-    """How far to go: the model judges pictures of several lengths of what was learned and of the closed form."""
+) -> tuple[_Shift, Tensor, dict[str, float]]:  # fmt: skip
+    """What to move along, as long as the closed form, and how many times for each prompt of ``risky`` ``[R]``; those of
+    one half-space, ``which`` [R], go equally far. The model judges its own pictures."""
     average, empty = _average(world, neutral), world.conditioning([""])
     pick = torch.Generator().manual_seed(world.seed + 1)
-    sets = [[p[i] for i in torch.randperm(len(p), generator=pick)[:TRIED].tolist()] for p in (risky, calm)]
+    sizes = [math.sqrt(sum(float(v.square().sum()) for v in shift.by.values())) for shift in (learned, delta)]
+    bases = (learned.longer(sizes[1] / max(sizes[0], 1e-12)), delta)
 
-    def painted(k: int, shift: _Shift | None) -> tuple[float, Tensor]:
+    def painted(prompts: list[str], group: int, shift: _Shift | None) -> tuple[float, Tensor]:
         told, latents = [], []
-        for at in range(0, len(sets[k]), world.model.batch_size):
-            c = world.conditioning(sets[k][at : at + world.model.batch_size])
-            noise = _noise(world.model.shape, len(c.tokens), world.seed, "length", k, at)
+        for at in range(0, len(prompts), world.model.batch_size):
+            c = world.conditioning(prompts[at : at + world.model.batch_size])
+            noise = _noise(world.model.shape, len(c.tokens), world.seed, "length", group, at)
             x = world.paint(c if shift is None else shift.off(c), empty, noise, late=c)
+            mean = _expanded(average, len(x), c)
+            told.append(world.evidence(x, c, mean, delta, "length", group, at).flatten(3).amax(-1).permute(2, 0, 1))
             latents.append(x.cpu())
-            if k == 0:
-                mean = _expanded(average, len(x), c)
-                told.append(world.evidence(x, c, mean, delta, "length", at).flatten(3).amax(-1).permute(2, 0, 1))
-        return (float(scale(torch.cat(told)).mean()) if told else math.nan), torch.cat(latents)
+        return float((scale(torch.cat(told)) > SHOWN).double().mean()), torch.cat(latents)
 
-    before, _ = painted(0, None)
-    _, same = painted(1, None)
-    tried = []
-    for name, base in (("learned", learned), ("closed form", delta)):
-        for times in LENGTHS:
-            shift = base.longer(times)
-            evidence, _ = painted(0, shift)
-            _, calmly = painted(1, shift)
-            tried.append((evidence, float((calmly - same).square().mean()), name, times, shift))
-    gone = [t for t in tried if t[0] <= GONE]
-    best = min(gone, key=lambda t: t[1]) if gone else min(tried, key=lambda t: t[0])
+    far = torch.zeros(len(bases), len(risky))
+    shares, changed = torch.zeros(len(bases) + 1), torch.zeros(len(bases))
+    for group in range(FACETS):
+        members = (which == group).nonzero()[:, 0]
+        if not len(members):
+            continue
+        some = [risky[i] for i in members[torch.randperm(len(members), generator=pick)[:TRIED]].tolist()]
+        part = len(members) / len(risky)
+        before, plain = painted(some, group, None)
+        shares[-1] += part * before
+        for k, base in enumerate(bases):
+            tried = []
+            for times in LENGTHS:
+                share, x = painted(some, group, base.longer(times))
+                tried.append((share, times, float((x - plain).square().mean())))
+                if share <= GONE:
+                    break
+            share, times, change = min(tried)
+            far[k, members] = times
+            shares[k] += part * share
+            changed[k] += part * change
+    k = int((changed + torch.where(shares[:-1] <= 2 * GONE, 0.0, 1e3)).argmin())
     figures = {
-        "evidence.before": round(before, 4), "evidence.after": round(best[0], 4), "drift.calm": round(best[1], 6),
-        "length": best[3], "learned": float(best[2] == "learned"),
+        "shown.before": round(float(shares[-1]), 4), "shown.after": round(float(shares[k]), 4),
+        "change": round(float(changed[k]), 6), "length": round(float(far[k].mean()), 4), "learned": float(k == 0),
     }  # fmt: skip
-    return best[4], figures
+    return bases[k], far[k], figures
 
 
-# -- 3. drawing the border -------------------------------------------------------------------------------------------
+# -- 4. drawing the border -------------------------------------------------------------------------------------------
 
 
 def _sentences(world: _World, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -703,45 +817,95 @@ def _sentences(world: _World, prompts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _draw(
-    vectors: dict[str, Tensor], learned: _Shift, brings: Tensor, calm: Tensor, compiled: ConceptDirections, words: bool
-) -> tuple[dict[str, Direction], dict[str, float]]:
-    """Directions of every space, and figures."""
+    vectors: dict[str, Tensor], named: dict[str, _Named], shift: _Shift, far: Tensor, brings: Tensor, calm: Tensor,
+    compiled: ConceptDirections, words: bool,
+) -> tuple[dict[str, Direction], dict[str, float]]:  # fmt: skip
+    """Directions of every space, and figures. In a token space and its sentence space the first half-space is the
+    compiled one; the others belong together, each of the tokens to one of the whole."""
     figures = {"neutral.brings": round(float(brings.double().mean()), 4)}
     spaces: dict[str, Direction] = {}
     for name, x in vectors.items():
+        if name == POOLED:
+            spaces[name] = _pooled(x, float(far.median()) * shift.by[name], brings, calm, figures)
+            continue
         base = name.removesuffix(MEAN)
-        delta = learned.by[base] * (1.0 if base == POOLED else float(learned.weight[base].mean()))
-        risky, others = x[brings], x[calm]
-        v = discriminant(risky, others)
-        reach = float((risky @ v).quantile(0.9)) - border((others @ v), OUTSIDE)
-        if float(v @ delta) < max(reach, 1e-6):
-            v = discriminant(risky, torch.cat([others, risky - delta]))
-        v = v / (others @ v).std().clamp_min(1e-12)
-        length = float(v @ delta)
-        if length <= 1e-6:
-            raise DiscoverError("What was learned points nowhere in the space of prompts; give more steps or prompts.")
-        z, far = others @ v, risky @ v
-        mean = float(z.mean())
-        at = max(border(z, OUTSIDE), mean + 1e-3)
-        inner = min(float(far.median()) - length, at - CLEAR * length)
-        one = torch.ones(1, 1)
-        spaces[name] = Direction(
-            normal=v.unsqueeze(0), shift=(delta / length).unsqueeze(0), threshold=at * one, mean=mean * one,
-            deviation=float(z.std().clamp_min(1e-6)) * one, spread=((x.square() @ v.square()).sqrt().mean())[None],
-            weight=torch.full((1,), length), inner=inner * one,
-        )  # fmt: skip
-        figures |= {
-            f"{name}.border": round(at, 4),
-            f"{name}.found": round(float((far > at).double().mean()), 4),
-            f"{name}.calm_moved": round(float((z > at).double().mean()), 4),
-            f"{name}.length": round(length, 4),
-        }
+        delta = shift.by[base] * float(shift.weight[base].mean())
+        which = named[base].which[brings]
+        lengths = [float((far[which == f] if bool((which == f).any()) else far).median()) for f in range(FACETS)]
+        parts = [_whole(x, times * delta, brings) for times in lengths]
+        spaces[base], sums = _telling(named[base])
+        fields = {k: torch.cat([getattr(p, k) for p in parts]) for k in parts[0].tensors() if k != "weight"}
+        again = Direction(**fields, weight=parts[0].weight, together=sums)
+        spaces[name] = _with(_never(compiled.spaces.get(name, parts[0]), words and name in compiled.spaces), again)
+        figures |= {f"{name}.length.{f}": times for f, times in enumerate(lengths)}
     for name, d in compiled.spaces.items():
-        if words:
-            spaces[name] = _with(d, spaces[name]) if name in spaces else d
-        elif name not in spaces:
-            spaces[name] = _never(d)
+        if name not in spaces:
+            spaces[name] = d if words else _never(d)
+        elif not name.endswith(MEAN) and (words or name != POOLED):
+            spaces[name] = _with(_never(d, words), spaces[name])
     return spaces, figures
+
+
+def _pooled(x: Tensor, delta: Tensor, brings: Tensor, calm: Tensor, figures: dict[str, float]) -> Direction:
+    """One vector a prompt: a half-space of its own."""
+    risky, others = x[brings], x[calm]
+    v = discriminant(risky, others)
+    reach = float((risky @ v).quantile(0.9)) - border((others @ v), OUTSIDE)
+    if float(v @ delta) < max(reach, 1e-6):
+        v = discriminant(risky, torch.cat([others, risky - delta]))
+    v = v / (others @ v).std().clamp_min(1e-12)
+    length = _long_enough(float(v @ delta))
+    z, far = others @ v, risky @ v
+    mean = float(z.mean())
+    at = max(border(z, OUTSIDE), mean + 1e-3)
+    inner = min(float(far.median()) - length, at - CLEAR * length)
+    figures |= {
+        f"{POOLED}.border": round(at, 4),
+        f"{POOLED}.found": round(float((far > at).double().mean()), 4),
+        f"{POOLED}.calm_moved": round(float((z > at).double().mean()), 4),
+        f"{POOLED}.length": round(length, 4),
+    }
+    return _half_space(v, delta / length, x, at, mean, float(z.std()), inner, length)
+
+
+def _whole(x: Tensor, delta: Tensor, brings: Tensor) -> Direction:
+    """How prompts outside are moved, by their mean token; a border of its own that no prompt asked about is near."""
+    v = discriminant(x, x - delta)
+    v = v / (x @ v).std().clamp_min(1e-12)
+    length = _long_enough(float(v @ delta))
+    z = x @ v
+    top = float(z.max()) + length
+    inner = min(float(z[brings].median()) - length, top)
+    return _half_space(v, delta / length, x, top, float(z.mean()), 1.0, inner, length)
+
+
+def _telling(named: _Named) -> tuple[Direction, Tensor]:
+    """What tokens are asked, and the border [F] of prompts as a whole in their standardised scores. Tokens have no
+    border of their own and nothing moves along these shifts but in mode ``erase``: all that is moved moves by Δ."""
+    v = named.normal * SMALL
+    mean, deviation = (named.mean * SMALL).unsqueeze(1), (named.deviation * SMALL / ALONE).unsqueeze(1)
+    direction = Direction(
+        normal=v, shift=v / v.square().sum(1, keepdim=True), threshold=mean + NEVER * deviation, mean=mean,
+        deviation=deviation, spread=named.spread * SMALL,
+    )  # fmt: skip
+    return direction, ALONE * (named.border - named.mean) / named.deviation
+
+
+def _long_enough(length: float) -> float:
+    if length <= 1e-6:
+        raise DiscoverError("What was learned points nowhere in the space of prompts; give more steps or prompts.")
+    return length
+
+
+def _half_space(
+    v: Tensor, u: Tensor, x: Tensor, at: float, mean: float, deviation: float, inner: float, length: float
+) -> Direction:
+    one = torch.ones(1, 1)
+    return Direction(
+        normal=v.unsqueeze(0), shift=u.unsqueeze(0), threshold=at * one, mean=mean * one,
+        deviation=max(deviation, 1e-6) * one, spread=((x.square() @ v.square()).sqrt().mean())[None],
+        weight=torch.full((1,), length), inner=inner * one,
+    )  # fmt: skip
 
 
 def _vectors(c: Conditioning) -> Iterator[tuple[str, Tensor]]:
@@ -763,6 +927,7 @@ def _with(first: Direction, second: Direction) -> Direction:
             fields[field.name] = None
         elif field.name == "inner":
             a = first.threshold if a is None else a
+            b = second.threshold if b is None else b
             fields["inner"] = torch.cat([a, b.expand(-1, a.shape[1])])
         else:
             a = torch.full((first.facets,), NEVER) if a is None else a
@@ -772,11 +937,11 @@ def _with(first: Direction, second: Direction) -> Direction:
     return Direction(**fields)
 
 
-def _never(d: Direction) -> Direction:
-    """The direction with a border that nothing reaches."""
-    if d.threshold is None or d.mean is None or d.deviation is None:
+def _never(d: Direction, unless: bool = False) -> Direction:
+    """The direction with a border that nothing reaches; as it is where ``unless``."""
+    if unless or d.threshold is None or d.mean is None or d.deviation is None:
         return d
-    return dataclasses.replace(d, threshold=d.mean + NEVER * d.deviation, inner=None)
+    return dataclasses.replace(d, threshold=d.mean + NEVER * d.deviation, inner=None, together=None)
 
 
 # -- the published method --------------------------------------------------------------------------------------------
@@ -873,7 +1038,7 @@ def discover_vector(
                     if not math.isfinite(curve[-1]):
                         raise DiscoverError(f"The loss became {curve[-1]} at step {len(curve)}; lower the rate.")
                     if told is not None:
-                        told(STAGES[1], curve[-1])
+                        told(STAGES[2], curve[-1])
                     got = got.detach()
                 else:
                     with torch.no_grad():

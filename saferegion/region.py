@@ -44,6 +44,7 @@ class _Stack:
 
     directions: tuple[Direction, ...]
     owner: tuple[int, ...]  # concept of each half-space
+    place: tuple[tuple[int, int, int], ...]  # concept, number among the concept's half-spaces, how many it has
     calibrated: tuple[bool, ...]  # whether it has a border
     normal: torch.Tensor  # [K, D]
     shift: torch.Tensor
@@ -66,6 +67,7 @@ class _Stack:
         return cls(
             directions=tuple(d for _, d, _ in parts),
             owner=tuple(i for i, d, _ in parts for _ in range(d.facets)),
+            place=tuple((i, f, d.facets) for i, d, _ in parts for f in range(d.facets)),
             calibrated=tuple(d.calibrated for _, d, _ in parts for _ in range(d.facets)),
             normal=normal.to(device),
             shift=shift.to(device),
@@ -170,6 +172,7 @@ class SafeRegion:
                     f"A region holds at most {LARGEST} half-spaces a space; switch some concepts off."
                 )
         self._stacks: dict[tuple[str, torch.device], _Stack] = {}
+        self._pairs: dict[tuple[str, str, torch.device], torch.Tensor] = {}
         self._borders: dict[tuple[str, torch.device, int], _Borders] = {}
         self._windows: dict[tuple[int, ...], SafeRegion] = {}
 
@@ -221,17 +224,16 @@ class SafeRegion:
                 stack, b = self._stack(name, view.device), self._at(name, view.device, view.shape[1])
                 z = known[name] if name in known else geometry.scores(view.float(), stack.normal)
                 over = geometry.outside(z.detach(), b.threshold, movable).any(1, keepdim=True)
-                opened[name] = over | self._shared(name, found[name + MEAN].to(view.device))
+                opened[name] = over | self._shared(name, found[name + MEAN].to(view.device), b)
         return opened
 
-    def _shared(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+    def _shared(self, name: str, whole: torch.Tensor, b: _Borders) -> torch.Tensor:
         """``whole`` [B, 1, half-spaces of the sentence space] -> [B, 1, half-spaces of the token space ``name``]:
-        whether one of the same concept is set."""
-        ours, theirs = self._stack(name, whole.device).owner, self._stack(name + MEAN, whole.device).owner
-        if ours == theirs and len(set(ours)) == len(ours):
-            return whole
-        same = torch.tensor([[i == j for j in theirs] for i in ours], device=whole.device)
-        return (whole.unsqueeze(-2) & same).any(-1)
+        whether one that belongs with it is set. Half-spaces without an inner border have nowhere to go."""
+        ours, theirs = self._stack(name, whole.device), self._stack(name + MEAN, whole.device)
+        if ours.place != theirs.place:
+            whole = (whole.unsqueeze(-2) & self._paired(name, name + MEAN, whole.device)).any(-1)
+        return whole & (b.inner < b.threshold).any(0)
 
     def _each(
         self, c: Conditioning, known: Mapping[str, torch.Tensor], opened: Mapping[str, torch.Tensor] | None = None
@@ -324,7 +326,7 @@ class SafeRegion:
                         whole = self._stack(space.name + MEAN, view.device)
                         border = self._at(space.name + MEAN, view.device, 1).threshold if lowered is None else lowered
                         found = geometry.outside(geometry.scores(mean, whole.normal), border, None)
-                        opened = opened | self._shared(space.name, found)
+                        opened = opened | self._shared(space.name, found, b)
                     moved = self._in_graph(space.name + MEAN, mean, None, view.dtype, lowered)
                     new = _shifted(new, moved - mean, may)
                     new = self._in_graph(space.name, new, may, opened=opened)
@@ -396,8 +398,8 @@ class SafeRegion:
         if movable is not None:
             far = far.masked_fill(~movable.to(far.device).unsqueeze(-1), -math.inf)
         strongest = far.amax(1)
-        if whole.owner != stack.owner:
-            same = torch.tensor([[k == j for j in stack.owner] for k in whole.owner]).to(view.device)
+        if whole.place != stack.place:
+            same = self._paired(name + MEAN, name, view.device)
             strongest = strongest.unsqueeze(1).masked_fill(~same, -math.inf).amax(-1)
         return geometry.together(at.threshold, at.inner, at.mean, at.deviation, whole.together, strongest)
 
@@ -541,6 +543,17 @@ class SafeRegion:
             with torch.inference_mode(False):  # kept for later calls, which may want gradients
                 self._stacks[key] = _Stack.of(self._parts[name], device)
         return self._stacks[key]
+
+    def _paired(self, name: str, other: str, device: torch.device) -> torch.Tensor:
+        """Bool [K, J]: which half-spaces of a token space and its sentence space belong together: those of one concept,
+        and where it has as many in both, one with one."""
+        key = (name, other, device)
+        if key not in self._pairs:
+            ours, theirs = self._stack(name, device).place, self._stack(other, device).place
+            same = [[i == j and (n != m or f == g) for j, g, m in theirs] for i, f, n in ours]
+            with torch.inference_mode(False):
+                self._pairs[key] = torch.tensor(same, dtype=torch.bool).to(device)
+        return self._pairs[key]
 
     def _at(self, name: str, device: torch.device, length: int) -> _Borders:
         key = (name, device, length)

@@ -122,7 +122,7 @@ class Guard:
         if self.floor is not None and young is not None:
             c, last = self.floor.apply(c, young)
             reports += [last] if last is not None and last.moved else []
-        return c, GuardReport(tuple(reports))
+        return c, GuardReport(tuple(reports), self.floor is not None)
 
     def at(self, fraction: float) -> Guard:
         """The part whose step windows hold ``fraction`` of the sampling; it may hold no region. The floor stays."""
@@ -141,11 +141,16 @@ class Guard:
         return frozenset(set.intersection(*known)) if known else frozenset()
 
 
+NO_FLOOR = "no floor beside children: this text encoder does not know its words"
+"""What is said where :meth:`Library.floor` has nothing to be made of."""
+
+
 @dataclass(frozen=True, eq=False)
 class GuardReport:
-    """What each region of a guard did, in the order in which they acted."""
+    """What each region of a guard did, in the order in which they acted; whether there was a floor."""
 
     reports: tuple[Report, ...]
+    floor: bool = True
 
     @property
     def moved(self) -> bool:
@@ -161,8 +166,8 @@ class GuardReport:
         lines = [r.text(token_strings) for r in self.reports]
         if len(lines) > 1:
             lines = [f"[{r.mode}]\n{text}" for r, text in zip(self.reports, lines, strict=True)]
-        return "\n".join(lines)
+        return "\n".join(lines if self.floor else [*lines, NO_FLOOR])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"moved": self.moved, "regions": [r.to_dict() for r in self.reports]}
+        return {"moved": self.moved, "floor": self.floor, "regions": [r.to_dict() for r in self.reports]}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from saferegion.conditioning import MEAN, POOLED
-from saferegion.selection import Guard, GuardReport
+from saferegion.selection import NO_FLOOR, Guard, GuardReport
 
 from . import schedules
 from .arguments import KEY, Arguments
@@ -135,6 +135,8 @@ def _guarded(
         return conds
     networks = None if getattr(p, "disable_extra_networks", False) else data
     guard, encoder = guards.get(shared.sd_model, arguments, networks)
+    if guard.floor is None:
+        p.comment(f"Safe Region: {NO_FLOOR}.")
     seen = schedules.apply(guard, encoder.layout, [entry.cond for schedule in wanted for entry in schedule])
     end = hires_steps if hires_steps is not None else steps
     made: dict[int, Any] = {}

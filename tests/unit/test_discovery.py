@@ -32,8 +32,6 @@ def word(w: str) -> torch.Tensor:
     return v + 6 * LAVA if w in BRINGING else v
 
 
-
-
 def encode(prompts: list[str]) -> Conditioning:
     rows = []
     for p in prompts:
@@ -212,8 +210,10 @@ def test_weights_hold_no_gradient_and_stay_as_they_were():
 def test_passes_are_told_to_their_end():
     world, seen = World(), []
     sr.discover(recipe(), encode, world, NEUTRAL, **RUN, progress=lambda done, total: seen.append((done, total)))
-    assert all(a <= b for a, b in zip(seen, seen[1:], strict=False)) and seen[-1][0] == seen[-1][1]
-    assert 0.8 * world.passes <= seen[-1][1] <= 1.25 * world.passes
+    done = [d for d, _ in seen]
+    assert done == sorted(done) and all(d <= total for d, total in seen)
+    assert seen[-1] == (world.passes, world.passes)
+    assert 0.4 * world.passes <= seen[0][1] <= 2.5 * world.passes
 
 
 def test_recomputed_activations_learn_the_same(found):
@@ -311,3 +311,30 @@ def test_a_vector_toward_an_attribute_adds_it():
 def test_words_that_say_nothing_are_refused():
     with pytest.raises(DiscoverError, match="other words"):
         sr.discover_vector(recipe(), encode, World(), words="  ", steps=5)
+
+
+def test_what_the_recipe_calls_safe_stays_safe_whatever_its_pictures_show():
+    said = [f"{a} {t} in a crater" for t in THINGS for a in ("small", "blue", "old")]
+    pairs = recipe().pairs + tuple((f"a burning {text}", f"a {text}") for text in said)
+    found = sr.discover(sr.Concept.from_pairs("fire", pairs), encode, World(), NEUTRAL, **RUN)
+    scores = sr.SafeRegion([found]).score(encode(FRESH_BRING))[:, 0] > 0
+    crater = torch.tensor([text.endswith("crater") for text in FRESH_BRING])
+    assert bool(scores[~crater].all()) and not bool(scores[crater].any())
+
+
+@pytest.mark.parametrize("strength", (1.0, 2.0, 10.0))
+def test_a_stronger_guard_goes_further_along_the_same_way(found, strength):
+    brings = encode(FRESH_BRING)
+    plain, _ = sr.SafeRegion([found]).apply(brings)
+    guarded, _ = sr.SafeRegion([found], strength).apply(brings)
+    once, more = (plain.tokens - brings.tokens)[:, 1:], (guarded.tokens - brings.tokens)[:, 1:]
+    assert bool((torch.nn.functional.cosine_similarity(once, more, dim=-1) > 0.99).all())
+    assert float((more.norm(dim=-1) / once.norm(dim=-1)).median()) < 2.5 * strength
+
+
+@pytest.mark.parametrize("mode", ("erase", "steer"))
+def test_the_other_modes_move_by_the_concept_alone(found, mode):
+    others = encode(FRESH_OTHERS)
+    guarded, _ = sr.SafeRegion([found], mode=mode).apply(others)
+    assert bool(torch.isfinite(guarded.tokens).all())
+    assert float((guarded.tokens - others.tokens).norm(dim=-1).max()) < 3 * float(others.tokens.norm(dim=-1).max())

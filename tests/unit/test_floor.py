@@ -166,3 +166,5 @@ def test_an_encoder_that_does_not_know_the_words_has_none_and_is_not_asked_again
     encode = FakeEncoder(seed=3)
     assert Library((tmp_path,), tmp_path).floor(encode) is None and calls == [4, 1, 1, 1, 1]
     assert Library((tmp_path,), tmp_path).floor(encode) is None and calls == [4, 1, 1, 1, 1, 0]
+    report = Guard((SafeRegion([OTHER]),), None).apply(Conditioning(prompt(0.0, 0.0)[None]))[1]
+    assert "no floor beside children" in report.text() and report.to_dict()["floor"] is False

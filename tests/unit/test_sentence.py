@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from saferegion import ConceptDirections, Conditioning, SafeRegion, Space, load_directions
+from saferegion import ConceptDirections, Conditioning, Direction, SafeRegion, Space, load_directions
 from saferegion.errors import ConditioningError, SafeRegionError
 from saferegion.fit import PENALTY, discriminant
 
@@ -228,3 +228,28 @@ def test_compiled_directions_sum_words_and_whole(on_fire: ConceptDirections, tmp
     assert on_fire.spaces["tokens"].together is None
     with pytest.raises(SafeRegionError, match="together must be"):
         replace(on_fire.spaces["tokens_mean"], together=torch.zeros(2))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("device_free", [True, False])
+def test_half_spaces_of_words_and_whole_belong_together_one_with_one(beside: bool, device_free: bool) -> None:
+    eye, ones = torch.eye(WIDTH), torch.ones(2, 1)
+    words = Direction(eye[:2], eye[:2], 1e6 * ones, 0 * ones, ones / 32, torch.ones(2))  # no border of their own
+    whole = Direction(
+        eye[[2, 2]], eye[[2, 2]], 50 * ones, 0 * ones, ones, torch.ones(2),
+        inner=torch.tensor([[-1.0], [-3.0]]), together=torch.tensor([64.0, 64.0]),
+    )  # fmt: skip
+    found = concept("fire-discovered", encoder=fingerprint(tokens=WIDTH), tokens=words, tokens_mean=whole)
+    other = concept("frost", encoder=fingerprint(tokens=WIDTH), tokens=direction(NORMAL, COVARIANCE, 1e4))
+    region = SafeRegion([other, found] if beside else [found])
+    tokens = torch.zeros(4, 5, WIDTH)
+    tokens[0, 1, 0], tokens[1, 2, 1], tokens[2, 3, :2] = 3.0, 3.0, 1.9
+    c = Conditioning(tokens)
+    after = region.project(tokens) if device_free else region.apply(c)[0].tokens
+    expected = tokens.clone()
+    expected[0, :, 2], expected[1, :, 2] = -1.0, -3.0
+    assert torch.allclose(after, expected, atol=1e-3) and same_bits(after[2:], tokens[2:])
+    assert region.apply(Conditioning(after))[0].tokens is after and same_bits(region.project(after), after)
+    assert (region.score(c)[:, region.names.index("fire-discovered")] > 0).tolist() == [True, True, False, False]
+    deeper = SafeRegion(region.directions, {"fire-discovered": 2.0}).apply(c)[0].tokens
+    assert float(deeper[0, 1, 0]) == 3.0 and float(deeper[0, 1, 2]) == pytest.approx(-51.0, abs=0.1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ... import microworld
-from ...conditioning import MEAN, POOLED, Conditioning
+from ...conditioning import POOLED, Conditioning
 from ...directions import ConceptDirections, Direction
 from ...errors import SafeRegionError
 from ...files import load_directions
@@ -77,15 +77,18 @@ def learned(meter: Meter, method: str, seed: int = 0) -> ConceptDirections:
 
 
 def alone(found: ConceptDirections) -> ConceptDirections:
-    """Discovered directions without the compiled ones that they hold: the last half-space of each sentence space is
-    the discovered one; the borders of tokens are put where nothing reaches them."""
+    """Discovered directions without the compiled ones that they hold: the borders of the first half-space of each token
+    and sentence space are put where nothing reaches them; of a pooled space the last half-space is the discovered one.
+    """
     spaces = {}
     for name, d in found.spaces.items():
-        if name.endswith(MEAN) or name == POOLED:
-            fields = {k: t if k == "weight" else t[-1:] for k, t in d.tensors().items()}
-            spaces[name] = Direction(**fields)
-        elif d.mean is not None and d.deviation is not None:
-            spaces[name] = replace(d, threshold=d.mean + 1e6 * d.deviation, inner=None)
+        if name == POOLED:
+            spaces[name] = Direction(**{k: t if k == "weight" else t[-1:] for k, t in d.tensors().items()})
+        elif d.threshold is not None and d.mean is not None and d.deviation is not None:
+            threshold = torch.cat([d.mean[:1] + 1e6 * d.deviation[:1], d.threshold[1:]])
+            inner = None if d.inner is None else torch.cat([threshold[:1], d.inner[1:]])
+            sums = None if d.together is None else torch.cat([torch.full((1,), 1e6), d.together[1:]])
+            spaces[name] = replace(d, threshold=threshold, inner=inner, together=sums)
     return replace(found, spaces=spaces)
 
 
