@@ -711,16 +711,18 @@ def _learn(
             where = _shows(plain - away)
             wanted = plain + where * (away - plain)
             same = model.predict(y, times[k], d)
-        with torch.enable_grad():
+        optimiser.zero_grad(set_to_none=True)
+        with torch.enable_grad():  # one graph at a time: the memory of one pass there and back
             got = model.predict(x, times[k], shift.off(c))
             changed = ((got - wanted).square() * where).mean()
             kept_rest = ((got - wanted).square() * (1 - where)).mean()
-            calmly = (model.predict(y, times[k], shift.off(d)) - same).square().mean()
-            loss = changed + kept_rest + KEEP * calmly
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            (changed + kept_rest).backward()
+            value = float((changed + kept_rest).detach())
+            del got, changed, kept_rest
+            calmly = KEEP * (model.predict(y, times[k], shift.off(d)) - same).square().mean()
+            calmly.backward()
+            value += float(calmly.detach())
         optimiser.step()
-        value = float(loss.detach())
         if not math.isfinite(value):
             raise DiscoverError(f"The loss became {value} at step {step + 1}; use a smaller learning run or float32.")
         curve.append(value)

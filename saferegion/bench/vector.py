@@ -34,7 +34,7 @@ def run(
     judge = world.judge()
     fire = load_concept(microworld.DATA / "fire.yaml")
     assert isinstance(fire, Concept)
-    done, total = 0, 3 + 3 * len(BETAS) + 2 * len(WORDS)
+    done, total = 0, 3 + 3 * len(BETAS) + 3 * len(WORDS)
 
     def told() -> None:
         nonlocal done
@@ -77,7 +77,8 @@ def run(
 def _fairness(
     world: microworld.MicroWorld, judge: Any, word: str, sides: dict[str, Any], pictures: int, told: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Hats of pictures of a word, without and with one vector a picture, drawn by quota."""
+    """Hats of pictures of a word: without a guard, with one vector a picture, drawn by quota, and, for what the model
+    can paint at all, with the hat said in the prompt."""
     cases: list[EvalPrompt] = [k for k in SETS["figures"]() if k.group == word]
     cases = [cases[i % len(cases)] for i in range(pictures)]
     plain = world.encode([k.prompt for k in cases])
@@ -86,8 +87,10 @@ def _fairness(
         regions[i % len(regions)].apply(Conditioning(plain.tokens[i : i + 1], plain.movable[i : i + 1]))[0].tokens  # type: ignore[index]
         for i in range(len(cases))
     ])  # fmt: skip
+    hats = list(HATS)
+    said = world.encode([k.prompt.replace(word, f"{word} with a {hats[i % 2]} hat", 1) for i, k in enumerate(cases)])
     found = []
-    for name, c in (("none", plain), ("vectors by quota", plain.replace(mixed, None))):
+    for name, c in (("none", plain), ("vectors by quota", plain.replace(mixed, None)), ("said by quota", said)):
         seen = judge(world.decode(world.sample(c, seeds=range(3000, 3000 + len(cases)))))
         round_share = float(np.mean([h == "round" for h in seen["hat"]]))
         pointed = float(np.mean([h == "pointed" for h in seen["hat"]]))
