@@ -78,10 +78,9 @@ class Run:
 
     def neutral(self, most: int) -> list[str]:
         """At most ``most`` benign prompts, spread over the list."""
-        prompts = [n for n in self.library.neutral() if n.strip()]
-        if most >= len(prompts):
-            return prompts
-        return [prompts[i * len(prompts) // most] for i in range(most)]
+        from ..saferegion.discovery import spread
+
+        return spread(self.library.neutral(), most)
 
     # -- learning ------------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,7 @@ def discover_command(
     where it was when the same command is given again.
     """
     from . import cli
+    from .discovery import spread
     from .recipes import Concept, read_neutral
 
     if path.suffix != ".safetensors":
@@ -108,7 +109,7 @@ def discover_command(
             concept,
             model.encode,
             model.denoiser,
-            _spread(model.neutral, prompts),
+            spread(model.neutral, prompts),
             method=method.value,
             seed=seed,
             steps=steps,
@@ -161,12 +162,6 @@ def _discover(*what: Any, **how: Any) -> ConceptDirections:
         raise SafeRegionError(
             "The device ran out of memory: give --save-memory, --dtype float16, or a smaller --batch-size or --size."
         ) from error
-
-
-def _spread(prompts: Sequence[str], most: int) -> list[str]:
-    """At most ``most`` of them, spread over the list."""
-    found = [p for p in prompts if p.strip()]
-    return found if most >= len(found) else [found[i * len(found) // most] for i in range(most)]
 
 
 def _tag(checkpoint: str, *settings: Any) -> str:

@@ -267,6 +267,12 @@ def discover(
     )
 
 
+def spread(prompts: Sequence[str], most: int) -> list[str]:
+    """At most ``most`` of those prompts that say anything, spread over the list."""
+    found = [p for p in prompts if p.strip()]
+    return found if most >= len(found) else [found[i * len(found) // most] for i in range(most)]
+
+
 def _compiled(
     concept: Concept, encode: Encode, neutral: Sequence[str], given: ConceptDirections | bool, family: str
 ) -> ConceptDirections:

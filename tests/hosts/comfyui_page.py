@@ -28,8 +28,10 @@ PROMPTS = {
     "audit": "a red fire truck next to a burning blue house in a meadow",
 }
 """What the microworld can paint; each is on fire without a guard."""
-CONCEPTS = {"one_node": "fire.yaml", "own_concept": "lightning.yaml", "audit": "fire.yaml"}
+CONCEPTS = {"one_node": "fire.yaml", "own_concept": "lightning.yaml", "audit": "fire.yaml", "discover": "fire.yaml"}
 """What takes the place of the bundled concepts, which are none of the microworld's."""
+DISCOVERY = (4, 0, 1, 96)
+"""Steps, seed, pictures and prompts: enough to see that it runs."""
 
 Graph = dict[str, Any]
 
@@ -150,22 +152,22 @@ class Desk:
         )
         return kinds
 
-    def run(self) -> None:
-        """Presses Run and waits until the page has been told that it is done.
+    def run(self, seconds: float = 60) -> None:
+        """Presses Run and waits until the page has been told that it is done, ``seconds`` at most.
 
         Raises:
             RuntimeError: with the message of the node that failed.
         """
         self.page.evaluate("() => { window.ended.length = 0 }")
         self.page.locator("[data-testid=queue-button] button").first.click()
-        self.page.wait_for_function("() => window.ended.length > 0", timeout=60_000)
+        self.page.wait_for_function("() => window.ended.length > 0", timeout=1000 * seconds)
         kind, message = self.page.evaluate("() => window.ended[0]")
         if kind != "execution_success":
             raise RuntimeError(message)
 
     def picture(self, node: str) -> str:
-        """Address of the picture that is drawn on the node of this type, once it is."""
-        where = "app.graph._nodes.find(n => n.type == kind)?.imgs?.[0]"
+        """Address of the picture that is drawn on the node of this type or title, once it is."""
+        where = "app.graph._nodes.find(n => n.type == kind || n.title == kind)?.imgs?.[0]"
         self.page.wait_for_function(f"kind => {where}?.naturalWidth > 0", arg=node)
         address: str = self.page.evaluate(f"kind => new URL({where}.src).pathname + new URL({where}.src).search", node)
         return address
@@ -218,6 +220,8 @@ def fitted(name: str) -> Graph:
             values[2:4] = 15, 4
         elif kind == "SafeRegion":
             values[0] = CONCEPTS[name]
+        elif kind == "SafeRegionDiscover":
+            values[:] = CONCEPTS[name], *DISCOVERY, 64, 64
         elif kind == "SafeRegionConceptFromWords":
             values[:3] = "fire", "on fire, in flames, burning, ablaze", ""
             values[5] = "\n".join(FRAMES)

@@ -97,6 +97,14 @@ def pictures(server: ComfyUI) -> None:
         guarded = painted(page, server, fitted("audit"))
         heat = Image.open(io.BytesIO(server.get(page.picture("SafeRegionInspect")))).convert("RGB")
         save(below(heat, guarded), folder / "audit.jpg", quality=90)
+        graph = fitted("discover")
+        (node,) = (n for n in graph["nodes"] if n["type"] == "SafeRegionDiscover")
+        node["widgets_values"][1:5] = 60, 0, 1, 400
+        page.load(graph)
+        page.run(1200)
+        shot = Image.open(io.BytesIO(server.get(page.picture("Without and with the guard"))))
+        wide = shot.convert("RGB").resize((560, round(shot.height * 560 / shot.width)))
+        save(wide, folder / "discover.jpg", quality=88)
 
 
 def screenshots(server: ComfyUI) -> None:

@@ -79,6 +79,11 @@ def test_an_example_opens_and_run_paints_a_guarded_picture(
     assert report.lower().startswith("fire: +") and "-> -" in report
 
 
+def test_the_example_that_discovers_opens(page: Desk) -> None:
+    page.load(fitted("discover"))
+    assert page.missing() == []
+
+
 def test_the_heat_map_appears_in_the_node_and_the_report_beside_it(page: Desk, comfyui: ComfyUI) -> None:
     page.load(asking(fitted("audit"), "a red fire truck next to a burning green house in a city"))
     page.run()
@@ -128,7 +133,7 @@ def test_the_template_browser_offers_the_examples_with_their_pictures(page: Desk
     page.page.get_by_role("button", name="Templates").click()
     content = page.page.get_by_test_id("template-workflows-content")
     content.get_by_text(PACK, exact=True).first.click()
-    for name in GUARDS:
+    for name in (*GUARDS, "discover"):
         page.page.wait_for_function(
             "name => document.querySelector(`[data-testid=template-workflow-${name}] img`)?.naturalWidth > 400",
             arg=name,

@@ -19,7 +19,7 @@ from PIL import Image
 
 PROJECT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "de", "fr", "ja", "zh")
-WORKFLOWS = ("one_node", "own_concept", "audit")
+WORKFLOWS = ("one_node", "own_concept", "audit", "discover")
 PACK = "safe_region_pack_under_test"
 
 
@@ -200,9 +200,8 @@ def test_links_of_a_workflow_fit_the_nodes(pack: ModuleType, name: str) -> None:
         for key, kind in ours.INPUT_TYPES()["required"].items():
             if isinstance(kind[0], str) and kind[0].isupper() and kind[0] in ("CLIP", "MODEL", "CONDITIONING"):
                 assert by_name[key]["link"] is not None, f"{node['type']}: {key}"
-        widgets = [
-            k for k, v in inputs(ours).items() if isinstance(v[0], list) or v[0] in ("STRING", "FLOAT", "BOOLEAN")
-        ]
+        typed = ("STRING", "FLOAT", "BOOLEAN", "INT")
+        widgets = [k for k, v in inputs(ours).items() if isinstance(v[0], list) or v[0] in typed]
         assert len(node.get("widgets_values", [])) == len(widgets), node["type"]
 
 
