@@ -98,10 +98,13 @@ class DiscoverDirection:
             raise sr.SafeRegionError("The region holds direction files only; a concept is discovered from its recipe.")
         chosen, curves, previews = sr.Selection(), [], []
         for choice, recipe in wanted:
-            chosen = chosen.add(choice)
-            if recipe is not None:
+            if recipe is None:
+                chosen = chosen.add(choice)
+            else:
                 found = run.discover(recipe, steps, discovery_seed, pictures, prompts)
-                both = (choice, replace(choice, concept=found))
+                # what was discovered holds the compiled one too, which must not steer or erase twice
+                also = (choice,) if choice.mode == "project" else ()
+                both = (*also, replace(choice, concept=found))
                 chosen = chosen.add(*both)
                 curves.append(run.curve(found))
                 previews.append(run.preview(recipe, found, sr.Selection().add(*both), prompts, discovery_seed))

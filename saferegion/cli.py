@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Keep a prompt's embedding inside a safe region. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, "
-    "3 the directions belong to another encoder.",
+    "3 the directions belong to another encoder, 130 stopped with Ctrl-C.",
 )
 concepts_app = typer.Typer(no_args_is_help=True, help="The concepts that can be named.")
 export_app = typer.Typer(no_args_is_help=True, help="Write what other programs read.")

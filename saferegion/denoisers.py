@@ -155,7 +155,8 @@ def _folder(path: Path, lib: Any, dtype: torch.dtype) -> Read:
     empty = [name for name, p in unet.named_parameters() if p.is_meta]
     if empty:
         raise DenoiserError(f"{path} lacks the tensor '{empty[0]}' of its UNet: get the folder again.")
-    return unet, scheduler.alphas_cumprod, str(scheduler.config.prediction_type), int(unet.config.sample_size)
+    signal = scheduler.alphas_cumprod.clamp_min(2**-24)  # nought where the schedule ends in pure noise
+    return unet, signal, str(scheduler.config.prediction_type), int(unet.config.sample_size)
 
 
 # -- a single file -----------------------------------------------------------------------------------------------------

@@ -99,7 +99,8 @@ def discover_command(
     concept = model.library.find(name)
     if not isinstance(concept, Concept):
         raise SafeRegionError(f"{name} is a direction file; a concept is discovered from its recipe.")
-    kept = path.with_name(f"{path.name}.{_tag(checkpoint, dtype.value, size)}{RESUME}")
+    settings = (dtype.value, size, seed, steps, pictures, prompts, guidance, sampling, batch_size, method.value)
+    kept = path.with_name(f"{path.name}.{_tag(checkpoint, *settings)}{RESUME}")
     if not resume:
         kept.unlink(missing_ok=True)
     with cli.progress("compiling on the text encoder") as told:

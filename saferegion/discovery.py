@@ -175,7 +175,7 @@ def discover(
         batch_size: rows a pass of the denoiser; halved where the device runs out of memory.
         closed_form: the compiled directions of the concept, to start from and to hold in the result's token spaces;
             True: they are compiled here. False: the result holds what was discovered and no border drawn by words.
-        checkpoint: file that a broken run goes on from (written every few steps, removed at the end).
+        checkpoint: file that a broken run goes on from, written every few steps; remove it once the result is kept.
         progress: called with passes of the denoiser done and in all. told: with the stage and the loss of a step.
         stop: asked at every step; once it says True while learning, the best Δ so far is kept.
         autocast: dtype of mixed precision; None: the model's own. recompute: activations are computed again on the
@@ -216,7 +216,19 @@ def discover(
     total = (len(neutral) * pictures + 2 * len(pairs)) * each + 4 * _STATES * sampling_steps
     total += steps * 5 * batch_size + tried
     model = _Model(denoiser, batch_size, progress, total, autocast, recompute)
-    key = _key(concept, neutral, seed, pictures, sampling_steps, guidance, steps, batch_size, _told_apart(denoiser))
+    key = _key(
+        concept,
+        neutral,
+        seed,
+        pictures,
+        sampling_steps,
+        guidance,
+        steps,
+        batch_size,
+        _told_apart(denoiser),
+        str(fingerprint_of(encode)),
+        tuple(denoiser.latent_shape),
+    )
     kept = _Kept.open(checkpoint, key)
     tell = told or (lambda stage, loss: None)
     with model.frozen():
@@ -244,18 +256,17 @@ def discover(
         learned, far, figures = _length(world, scale, delta, learned, risky, which, neutral)
         vectors = _sentences(world, neutral)
         spaces, more = _draw(vectors, named, learned, far, brings, calm, compiled, closed_form is not False)
-        figures["untold.outside"] = round(float((told_by > BRINGS)[shown < CALM].double().mean()), 4)
+        if bool((shown < CALM).any()):
+            figures["untold.outside"] = round(float((told_by > BRINGS)[shown < CALM].double().mean()), 4)
         figures |= more | {"evidence.area": scale.area}
-        encoder = compiled.encoder or fingerprint_of(encode)
     model.finish()
-    kept.done()
     return ConceptDirections(
         concept=concept.name + SUFFIX,
         title=f"{concept.title or concept.name}, by association",
         kind="exclude",
         version=concept.version,
         spaces=spaces,
-        encoder=encoder,
+        encoder=fingerprint_of(encode),
         family=family or compiled.family,
         recipe=concept.digest(neutral),
         method="discovered",
@@ -277,6 +288,8 @@ def _compiled(
     concept: Concept, encode: Encode, neutral: Sequence[str], given: ConceptDirections | bool, family: str
 ) -> ConceptDirections:
     if isinstance(given, ConceptDirections):
+        if given.encoder is not None:
+            given.encoder.require(fingerprint_of(encode), f"the compiled '{given.concept}'")
         return given
     try:
         return compile(concept, encode, neutral, family=family)
@@ -308,6 +321,11 @@ class _Shift:
     def longer(self, times: float) -> _Shift:
         """A copy, ``times`` as long."""
         return _Shift({k: times * v for k, v in self.by.items()}, {k: v.clone() for k, v in self.weight.items()})
+
+    def even(self) -> _Shift:
+        """The same at every position: what a border of the whole moves prompts by."""
+        by = {k: v * float(self.weight[k].mean()) if k in self.weight else v for k, v in self.by.items()}
+        return _Shift(by, {k: torch.ones_like(v) for k, v in self.weight.items()})
 
     def to(self, device: torch.device) -> _Shift:
         return _Shift({k: v.to(device) for k, v in self.by.items()}, {k: v.to(device) for k, v in self.weight.items()})
@@ -381,6 +399,8 @@ class _Model:
             try:
                 rows.append(self._pass(x[part], t, rows_of(c, part)))
             except torch.cuda.OutOfMemoryError:
+                if torch.is_grad_enabled():  # what was computed is kept for the way back, so halves need as much
+                    raise
                 if self.batch_size == 1:
                     raise DiscoverError(
                         "The device ran out of memory at one picture a pass; free some first."
@@ -389,8 +409,7 @@ class _Model:
                 continue
             at += len(rows[-1])
         self.done += len(x)
-        if self.progress is not None:
-            self.progress(min(self.done, self.total), self.total)
+        self.tell()
         return torch.cat(rows)
 
     def _pass(self, x: Tensor, t: int, c: Conditioning) -> Tensor:
@@ -409,6 +428,11 @@ class _Model:
         if not bool(torch.isfinite(eps.detach()).all()):
             raise DiscoverError(f"The denoiser returned NaN or infinite values at step {t}; load a working model.")
         return eps
+
+    def tell(self) -> None:
+        """Tell how far it is; where a host stops the work, this raises."""
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total)
 
     def finish(self) -> None:
         if self.progress is not None:
@@ -507,9 +531,10 @@ def _look(
 
     def asked(prompts: Sequence[str], name: str, number: int) -> Tensor:
         found = []
-        for at in range(0, len(prompts), world.model.batch_size):
+        size = world.model.batch_size
+        for at in range(0, len(prompts), size):
             tell()
-            part = list(prompts[at : at + world.model.batch_size])
+            part = list(prompts[at : at + size])
             c = world.conditioning(part)
             x = world.paint(c, empty, _noise(world.model.shape, len(part), world.seed, name, number, at))
             mean = _expanded(average, len(part), c)
@@ -526,8 +551,8 @@ def _look(
 def _average(world: _World, prompts: Sequence[str]) -> Conditioning:
     """The mean conditioning of some neutral prompts: a context that says nothing in particular."""
     total, count = None, 0
-    for at in range(0, min(len(prompts), 256), world.model.batch_size):
-        c = world.conditioning(prompts[at : at + world.model.batch_size])
+    for at in range(0, min(len(prompts), 256), 32):
+        c = world.conditioning(prompts[at : at + 32])
         tokens = c.tokens.float().sum(0, keepdim=True)
         pooled = None if c.pooled is None else c.pooled.float().sum(0, keepdim=True)
         if total is None:
@@ -611,7 +636,7 @@ def _name(
     weight = torch.cat([torch.full((len(neutral),), 0.5 / len(neutral)), torch.full((len(safe),), 0.5 / len(safe))])
     found, told = {}, []
     for name, parts in rows.items():
-        found[name], foretold = _regression(parts, target, weight, len(neutral), world.seed)
+        found[name], foretold = _regression(parts, target, weight, len(neutral), world.seed, world.model.tell)
         told.append(foretold[: len(neutral)])
     return found, torch.stack(told).mean(0)
 
@@ -631,7 +656,9 @@ def _tokens(c: Conditioning) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.enable_grad()
-def _regression(parts: list[Tensor], target: Tensor, weight: Tensor, asked: int, seed: int) -> tuple[_Named, Tensor]:
+def _regression(
+    parts: list[Tensor], target: Tensor, weight: Tensor, asked: int, seed: int, alive: Callable[[], None]
+) -> tuple[_Named, Tensor]:
     """Logistic regression of ``target`` [N] on the strongest token; and what it foretells [N]. Of the prompts, the
     first ``asked`` were painted; the others are safe, and no border is drawn so that one is outside."""
     x = torch.cat(parts)
@@ -651,12 +678,13 @@ def _regression(parts: list[Tensor], target: Tensor, weight: Tensor, asked: int,
     def scores() -> Tensor:
         return (x @ w.T + b).masked_fill(mask.unsqueeze(-1), -math.inf)
 
-    for _ in range(NAMING):
+    for step in range(NAMING):
+        if step % 20 == 0:
+            alive()
         soft = torch.logsumexp(SHARP * scores().flatten(1), 1) / SHARP
         loss = (weight * F.binary_cross_entropy_with_logits(soft, target, reduction="none")).sum()
         loss = loss + FADE * w.square().sum()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        w.grad, b.grad = torch.autograd.grad(loss, (w, b))
         optimiser.step()
     with torch.no_grad():
         strongest = scores().amax(1)
@@ -695,8 +723,8 @@ def _learn(
         kept.restore(shift)
     for p in (*shift.by.values(), *shift.weight.values()):
         p.requires_grad_(True)
-    scale = {k: float(v.abs().mean()) for k, v in delta.by.items()}
-    groups = [{"params": [p], "lr": RATE * scale[k]} for k, p in shift.by.items()]
+    size_of = {k: float(v.abs().mean()) for k, v in delta.by.items()}
+    groups = [{"params": [p], "lr": RATE * size_of[k]} for k, p in shift.by.items()]
     groups += [{"params": [p], "lr": RATE} for p in shift.weight.values()]
     optimiser = torch.optim.Adam(groups)
     if kept.tensors:
@@ -722,12 +750,16 @@ def _learn(
             got = model.predict(x, times[k], shift.off(c))
             changed = ((got - wanted).square() * where).mean()
             kept_rest = ((got - wanted).square() * (1 - where)).mean()
-            (changed + kept_rest).backward()
+            scale = 2.0 ** round(math.log2(got.numel() / 8))  # half precision would lose gradients this small
+            ((changed + kept_rest) * scale).backward()
             value = float((changed + kept_rest).detach())
             del got, changed, kept_rest
             calmly = KEEP * (model.predict(y, times[k], shift.off(d)) - same).square().mean()
-            calmly.backward()
+            (calmly * scale).backward()
             value += float(calmly.detach())
+        for p in (*shift.by.values(), *shift.weight.values()):
+            if p.grad is not None:
+                p.grad /= scale
         optimiser.step()
         if not math.isfinite(value):
             raise DiscoverError(f"The loss became {value} at step {step + 1}; use a smaller learning run or float32.")
@@ -744,8 +776,9 @@ def _learn(
 def _states(world: _World, delta: _Shift, prompts: Sequence[str], empty: Conditioning, off: float) -> Tensor:
     """x_t of every step [S, N, C, H, W], on the CPU, of prompts painted with Δ taken off."""
     found = []
-    for at in range(0, len(prompts), world.model.batch_size):
-        part = prompts[at : at + world.model.batch_size]
+    size = world.model.batch_size
+    for at in range(0, len(prompts), size):
+        part = prompts[at : at + size]
         c = delta.off(world.conditioning(part), off)
         noise = _noise(world.model.shape, len(part), world.seed, "learn", off, at)
         found.append(world.paint(c, empty, noise, states=True).cpu())
@@ -769,13 +802,15 @@ def _length(
     one half-space, ``which`` [R], go equally far. The model judges its own pictures."""
     average, empty = _average(world, neutral), world.conditioning([""])
     pick = torch.Generator().manual_seed(world.seed + 1)
+    learned = learned.even()
     sizes = [math.sqrt(sum(float(v.square().sum()) for v in shift.by.values())) for shift in (learned, delta)]
-    bases = (learned.longer(sizes[1] / max(sizes[0], 1e-12)), delta)
+    bases = (learned.longer(sizes[1] / max(sizes[0], 1e-12)), delta)  # of one length
 
     def painted(prompts: list[str], group: int, shift: _Shift | None) -> tuple[float, Tensor]:
         told, latents = [], []
-        for at in range(0, len(prompts), world.model.batch_size):
-            c = world.conditioning(prompts[at : at + world.model.batch_size])
+        size = world.model.batch_size
+        for at in range(0, len(prompts), size):
+            c = world.conditioning(prompts[at : at + size])
             noise = _noise(world.model.shape, len(c.tokens), world.seed, "length", group, at)
             x = world.paint(c if shift is None else shift.off(c), empty, noise, late=c)
             mean = _expanded(average, len(x), c)
@@ -1161,6 +1196,3 @@ class _Kept:
                 state["state"].setdefault(int(i), {})[field] = value
         optimiser.load_state_dict(state)
 
-    def done(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

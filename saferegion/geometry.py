@@ -101,7 +101,7 @@ def complementary(
         return excess.clamp_min(0)
     kind = torch.float32 if excess.device.type == "mps" else torch.float64
     e, g = excess.to(kind), gram.to(device=excess.device, dtype=kind)
-    tolerance = _SETTLED * (1 + e.abs().amax(-1, keepdim=True))
+    tolerance = _SETTLED * (1 + e.amax(-1, keepdim=True).clamp_min(0))  # far inside is no excess
     first = torch.arange(e.shape[-1], device=e.device) == e.argmax(-1, keepdim=True)  # one of equals
     active = (e > 0) & first
     a = torch.where(active, e, 0.0)
@@ -180,15 +180,19 @@ def limits(
     inner: torch.Tensor,
     mean: torch.Tensor,
     strength: torch.Tensor,
+    came: torch.Tensor,
     lowered: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What each score is held to -> [B, T, K]: τ, and ι for a concept that is outside somewhere in the prompt.
 
     ``over`` bool ``[B, T, K]``; ``threshold``, ``inner`` and ``mean`` ``[T, K]``; ``strength`` ``[K]``, above 1 goes
-    further by that many times τ − mean. ``lowered`` ``[B, T, K]``: the border of each prompt, where it is not τ.
+    further by that many times τ − mean, below 1 that part of the way from ``came`` ``[B, T, K]``, the scores before
+    anything moved. ``lowered`` ``[B, T, K]``: the border of each prompt, where it is not τ.
     """
-    deeper = (strength - 1).clamp_min(0) * (threshold - mean)
-    return torch.where(over.any(-2, keepdim=True), inner - deeper, threshold if lowered is None else lowered)
+    limit = inner - (strength - 1).clamp_min(0) * (threshold - mean)
+    limit = torch.where(over.any(-2, keepdim=True), limit, threshold if lowered is None else lowered)
+    rest = (1 - strength).clamp_min(0)
+    return torch.where(rest > 0, limit + rest * (came - limit).clamp_min(0), limit)
 
 
 def amounts(
@@ -199,7 +203,6 @@ def amounts(
     mean: torch.Tensor,
     margin: torch.Tensor,
     roundoff: torch.Tensor,
-    strength: torch.Tensor,
     inverse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Coefficients a [..., K] of the move of each token; zero where ``moves`` is not set.
@@ -213,18 +216,17 @@ def amounts(
         mean: broadcastable to z, the benign mean of z.
         margin: ``[..., K]``, how far inside the border a token lands, from :func:`margin`.
         roundoff: ``[]``, the same as a share of the longest move, from :func:`roundoff`.
-        strength: ``[K]``; below 1 goes that part of the way.
     """
     excess = z - limit
     longest = excess.amax(-1, keepdim=True).clamp_min(0)
     excess = excess + margin + (roundoff + 2 * _SETTLED) * longest + 2 * _SETTLED
     excess = torch.where(moves.unsqueeze(-1), excess, -1.0)
     if inverse is None:
-        return complementary(excess, gram, MOST_PIVOTS, until_settled=True) * strength.clamp_max(1)
+        return complementary(excess, gram, MOST_PIVOTS, until_settled=True)
     amount = complementary(excess, gram)
     left = excess - scores(amount, gram.to(amount.dtype))
     settled = (left <= margin + 2 * _SETTLED * (1 + longest)).all(-1, keepdim=True)
-    return torch.where(settled, amount, scores(z - mean, inverse)) * strength.clamp_max(1)
+    return torch.where(settled, amount, scores(z - mean, inverse))
 
 
 def move(

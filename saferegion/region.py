@@ -25,6 +25,9 @@ STRONGEST = 10.0
 TURNS = 4
 """Most times that a prompt is looked at as a whole and token by token: either may, rarely, bring the other outside."""
 
+_UNREACHED = 1e5
+"""Benign deviations from which a border is one that nothing reaches."""
+
 _PARALLEL = 1e-6
 """Singular values of the Gram matrix below this share of the largest are taken for zero when erasing: they come from
 concepts that are nearly the same, and their inverse would be nothing but rounding."""
@@ -64,6 +67,8 @@ class _Stack:
         shift = torch.cat([d.shift for _, d, _ in parts])
         gram = geometry.gram(normal, shift)
         spread = [torch.zeros(d.facets) if d.spread is None else d.spread for _, d, _ in parts]
+        near = torch.cat([_reached(d) for _, d, _ in parts])
+        near = near if bool(near.any()) else ~near
         return cls(
             directions=tuple(d for _, d, _ in parts),
             owner=tuple(i for i, d, _ in parts for _ in range(d.facets)),
@@ -75,8 +80,8 @@ class _Stack:
             gram_here=gram.float().to(device) if device.type == "mps" else gram.to(device),
             inverse=torch.linalg.pinv(gram, rtol=_PARALLEL).float().to(device),
             spread=torch.cat(spread).to(device),
-            along=geometry.gram(normal.abs(), shift.abs()).amax().float().to(device),
-            across=geometry.gram(normal**2, shift**2).amax().sqrt().float().to(device),
+            along=geometry.gram(normal[near].abs(), shift[near].abs()).amax().float().to(device),
+            across=geometry.gram(normal[near] ** 2, shift[near] ** 2).amax().sqrt().float().to(device),
             strength=torch.tensor([s for _, d, s in parts for _ in range(d.facets)]).to(device),
             together=torch.cat(
                 [torch.full((d.facets,), math.inf) if d.together is None else d.together for _, d, _ in parts]
@@ -175,6 +180,7 @@ class SafeRegion:
         self._pairs: dict[tuple[str, str, torch.device], torch.Tensor] = {}
         self._borders: dict[tuple[str, torch.device, int], _Borders] = {}
         self._windows: dict[tuple[int, ...], SafeRegion] = {}
+        self._partly = any(0 < s < 1 for s in self.strengths)
 
     def __repr__(self) -> str:
         return f"SafeRegion({', '.join(self.names)}; mode={self.mode})"
@@ -192,15 +198,16 @@ class SafeRegion:
                 concepts that contradict each other so that no point is inside.
         """
         after, reports = c, ()
+        came = self._came(c)
         for turn in range(TURNS):
             known: dict[str, torch.Tensor] = {}
-            whole, sentences = self._whole(after, known)
+            whole, sentences = self._whole(after, known, came)
             if turn and whole is after:
                 break
             if whole is after:
-                moved, tokens = self._each(whole, known)
+                moved, tokens = self._each(whole, known, came)
             else:
-                moved, tokens = self._each(whole, {}, {} if turn else self._opened(after, known, sentences))
+                moved, tokens = self._each(whole, {}, came, {} if turn else self._opened(after, known, sentences))
             reports = reports or (*tokens, *sentences)
             if moved is after:
                 break
@@ -211,6 +218,15 @@ class SafeRegion:
             self._retell(c, after, reports)
         titles = tuple(d.title or d.concept for d in self.directions)
         return after, Report(self.mode, self.names, titles, self.strengths, reports)
+
+    def _came(self, c: Conditioning) -> dict[str, torch.Tensor]:
+        """Scores by space before anything moves, on the CPU; nothing where every strength goes all the way."""
+        if self.mode != "project" or not self._partly:
+            return {}
+        return {
+            name: geometry.scores(view.detach().float(), self._stack(name, view.device).normal).cpu()
+            for name, view, _, _ in (*self._views(c), *self._means(c))
+        }
 
     def _opened(
         self, c: Conditioning, known: Mapping[str, torch.Tensor], sentences: Sequence[SpaceReport]
@@ -236,14 +252,18 @@ class SafeRegion:
         return whole & (b.inner < b.threshold).any(0)
 
     def _each(
-        self, c: Conditioning, known: Mapping[str, torch.Tensor], opened: Mapping[str, torch.Tensor] | None = None
+        self,
+        c: Conditioning,
+        known: Mapping[str, torch.Tensor],
+        came: Mapping[str, torch.Tensor],
+        opened: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[Conditioning, list[SpaceReport]]:
         """Every token space and pooled, guarded token by token; ``c`` itself where nothing had to move. ``known``:
-        scores that were computed before; ``opened``: see :meth:`_opened`."""
+        scores that were computed before; ``came``, ``opened``: see :meth:`_came`, :meth:`_opened`."""
         views = self._views(c)
         opened = opened or {}
         found = [
-            self._guard(name, view, movable, scores=known.get(name), opened=opened.get(name))
+            self._guard(name, view, movable, scores=known.get(name), opened=opened.get(name), came=came.get(name))
             for name, view, movable, _ in views
         ]
         reports = [r for _, r in found]
@@ -317,6 +337,7 @@ class SafeRegion:
             may = None if movable is None else movable[:, space.rows]
             if self.mode == "project" and self._parts.get(space.name + MEAN):
                 new, b = view, self._at(space.name, view.device, view.shape[1])
+                came: list[torch.Tensor | None] = [None, None]
                 z = geometry.scores(view.float(), self._stack(space.name, view.device).normal)
                 opened: torch.Tensor | None = geometry.outside(z, b.threshold, may).any(1, keepdim=True)
                 for _ in range(2):
@@ -327,9 +348,11 @@ class SafeRegion:
                         border = self._at(space.name + MEAN, view.device, 1).threshold if lowered is None else lowered
                         found = geometry.outside(geometry.scores(mean, whole.normal), border, None)
                         opened = opened | self._shared(space.name, found, b)
-                    moved = self._in_graph(space.name + MEAN, mean, None, view.dtype, lowered)
+                    if opened is not None and self._partly:
+                        came = [geometry.scores(mean, self._stack(space.name + MEAN, view.device).normal), z]
+                    moved = self._in_graph(space.name + MEAN, mean, None, view.dtype, lowered, came=came[0])
                     new = _shifted(new, moved - mean, may)
-                    new = self._in_graph(space.name, new, may, opened=opened)
+                    new = self._in_graph(space.name, new, may, opened=opened, came=came[1])
                     opened = None
             else:
                 new = self._in_graph(space.name, view, may)
@@ -403,12 +426,15 @@ class SafeRegion:
             strongest = strongest.unsqueeze(1).masked_fill(~same, -math.inf).amax(-1)
         return geometry.together(at.threshold, at.inner, at.mean, at.deviation, whole.together, strongest)
 
-    def _whole(self, c: Conditioning, known: dict[str, torch.Tensor]) -> tuple[Conditioning, list[SpaceReport]]:
+    def _whole(
+        self, c: Conditioning, known: dict[str, torch.Tensor], came: Mapping[str, torch.Tensor]
+    ) -> tuple[Conditioning, list[SpaceReport]]:
         """Prompts whose mean token is outside: all their tokens are moved alike, so that it comes inside. Scores of
         the tokens, where they were computed, are left in ``known``."""
         reports = []
         for name, mean, movable, place in self._means(c):
-            new, report = self._guard(name, mean, None, c.tokens.dtype, self._lowered(place, c, movable, known))
+            lowered = self._lowered(place, c, movable, known)
+            new, report = self._guard(name, mean, None, c.tokens.dtype, lowered, came=came.get(name))
             reports.append(report)
             if new is not None:
                 view = c.tokens[:, place.rows, place.channels]
@@ -439,6 +465,7 @@ class SafeRegion:
         dtype: torch.dtype | None = None,
         lowered: torch.Tensor | None = None,
         opened: torch.Tensor | None = None,
+        came: torch.Tensor | None = None,
     ) -> torch.Tensor:
         dtype = dtype or view.dtype
         stack = self._stack(name, view.device)
@@ -451,12 +478,12 @@ class SafeRegion:
             return geometry.move(view, _erasing(z - b.mean, stack), stack.shift, movable)
         over = geometry.outside(z, b.threshold if lowered is None else lowered, movable)
         over = over if opened is None else over | opened
-        limit = geometry.limits(over, b.threshold, b.inner, b.mean, stack.strength, lowered)
+        limit = geometry.limits(
+            over, b.threshold, b.inner, b.mean, stack.strength, z if came is None else came, lowered
+        )
         moves = geometry.outside(z, limit, movable).any(-1)
         margin, roundoff = _margin(view, dtype, stack), geometry.roundoff(dtype, stack.along, stack.across)
-        amount = geometry.amounts(
-            z, limit, moves, stack.gram_here, b.mean, margin, roundoff, stack.strength, stack.inverse
-        )
+        amount = geometry.amounts(z, limit, moves, stack.gram_here, b.mean, margin, roundoff, stack.inverse)
         return geometry.move(view, amount, stack.shift, moves)
 
     def _guard(
@@ -468,10 +495,12 @@ class SafeRegion:
         lowered: torch.Tensor | None = None,
         scores: torch.Tensor | None = None,
         opened: torch.Tensor | None = None,
+        came: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, SpaceReport]:
         """The guarded view, None where nothing moves, and what was seen. ``lowered`` [B, T, K]: the border of each
         prompt where it is not the same for all; ``scores``: of the view, where they are known; ``opened``
-        [B, 1, K]: prompts that go to the inner border whatever their tokens score now."""
+        [B, 1, K]: prompts that go to the inner border whatever their tokens score now; ``came`` [B, T, K]: scores
+        before anything moved, where they are others."""
         dtype = dtype or view.dtype
         stack, home = self._stack(name, view.device), self._stack(name, torch.device("cpu"))
         z = geometry.scores(view.float(), stack.normal).detach() if scores is None else scores.detach()
@@ -492,7 +521,8 @@ class SafeRegion:
         inside = self.mode == "project" and not bool(over.any())
         limit = here.threshold
         if not inside:
-            limit = geometry.limits(over, here.threshold, here.inner, here.mean, home.strength, lowered)
+            start = seen if came is None else came
+            limit = geometry.limits(over, here.threshold, here.inner, here.mean, home.strength, start, lowered)
         moves = may
         if self.mode == "project":
             moves = over[..., 0] if inside else geometry.outside(seen, limit, may).any(-1)
@@ -507,7 +537,7 @@ class SafeRegion:
         at, mean = limit[rows], here.mean[rows[1]]
         margin = _margin(view[rows], dtype, stack) if near else known[rows][:, size : 2 * size]
         roundoff = geometry.roundoff(dtype, home.along, home.across)
-        amount = geometry.amounts(seen[rows], at, moves[rows], stack.gram, mean, margin, roundoff, home.strength)
+        amount = geometry.amounts(seen[rows], at, moves[rows], stack.gram, mean, margin, roundoff)
         left = seen[rows].double() - amount.double() @ stack.gram.T - at
         if bool((home.strength >= 1).all()) and bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
             raise ConditioningError(
@@ -563,6 +593,13 @@ class SafeRegion:
             with torch.inference_mode(False):
                 self._borders[key] = self._stack(name, device).borders(length)
         return self._borders[key]
+
+
+def _reached(d: Direction) -> torch.Tensor:
+    """Bool [F]: half-spaces whose border something may reach; the others only count in the border of the whole."""
+    if d.threshold is None or d.mean is None or d.deviation is None:
+        return torch.ones(d.facets, dtype=torch.bool)
+    return ((d.threshold - d.mean) / d.deviation < _UNREACHED).any(1)
 
 
 def _finite(scores: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ from fakes import _vector, same_bits
 import saferegion as sr
 from saferegion import discovery
 from saferegion.conditioning import Conditioning
-from saferegion.errors import DiscoverError
+from saferegion.errors import DiscoverError, SafeRegionError
 
 WIDTH, LENGTH = 24, 12
 FIRE = torch.from_numpy(_vector("fire axis", WIDTH)).float()
@@ -160,7 +160,6 @@ def test_a_killed_run_goes_on_to_the_same_result(found, tmp_path, monkeypatch):
     assert again.curve == pytest.approx(found.curve, rel=1e-6)
     for space, direction in found.spaces.items():
         assert same_bits(direction.shift, again.spaces[space].shift)
-    assert not path.exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
@@ -338,3 +337,41 @@ def test_the_other_modes_move_by_the_concept_alone(found, mode):
     guarded, _ = sr.SafeRegion([found], mode=mode).apply(others)
     assert bool(torch.isfinite(guarded.tokens).all())
     assert float((guarded.tokens - others.tokens).norm(dim=-1).max()) < 3 * float(others.tokens.norm(dim=-1).max())
+
+
+def test_a_batch_that_is_halved_leaves_no_prompt_out():
+    class Small(World):
+        def predict(self, x_t, t, c):
+            if len(x_t) > 4:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return super().predict(x_t, t, c)
+
+    model = discovery._Model(Small(), 8, None, 1, None, False)
+    world = discovery._World(model, encode, 0, 4, 2.0)
+    empty = world.conditioning([""])
+    with torch.no_grad():
+        states = discovery._states(world, discovery._Shift.of(compiled()), NEUTRAL[:24], empty, 0.0)
+    assert states.shape[1] == 24 and model.batch_size == 4
+
+
+def test_compiled_directions_of_another_encoder_are_refused():
+    def other(prompts: list[str]) -> Conditioning:
+        c = encode(prompts)
+        return Conditioning(c.tokens.flip(-1), c.movable)
+
+    with pytest.raises(SafeRegionError, match="encoder"):
+        sr.discover(recipe(), other, World(), NEUTRAL, **RUN, closed_form=compiled())
+
+
+def test_beside_another_concept_nothing_contradicts(found):
+    other = sr.compile(
+        sr.Concept.from_pairs("age", [(f"an old {t} in a {p}", f"a {t} in a {p}") for t in THINGS for p in PLACES]),
+        encode,
+        NEUTRAL,
+    )
+    c = encode([f"an old burning {t} in a {p}" for t in THINGS for p in ("volcano", "museum")])
+    for region in (sr.SafeRegion([compiled(), other]), sr.SafeRegion([compiled(), found, other])):
+        guarded, _ = region.apply(c)
+        assert float(region.score(guarded).max()) <= 1e-3
+        inside = sr.SafeRegion([compiled(), other]).score(Conditioning(region.project(c.tokens, c.movable), c.movable))
+        assert float(inside.max()) <= 1e-3

@@ -253,3 +253,35 @@ def test_half_spaces_of_words_and_whole_belong_together_one_with_one(beside: boo
     assert (region.score(c)[:, region.names.index("fire-discovered")] > 0).tolist() == [True, True, False, False]
     deeper = SafeRegion(region.directions, {"fire-discovered": 2.0}).apply(c)[0].tokens
     assert float(deeper[0, 1, 0]) == 3.0 and float(deeper[0, 1, 2]) == pytest.approx(-51.0, abs=0.1)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("device_free", [True, False])
+def test_a_strength_below_one_goes_that_part_of_the_way_once(strength: float, device_free: bool) -> None:
+    found = sentence(4.0, 3.0)
+    spaces = {n: replace(d, inner=d.mean) for n, d in found.spaces.items()}
+    region = SafeRegion([replace(found, spaces=spaces)], strength)
+    c = Conditioning(shifted(1, 20, 10.0))
+    after = region.project(c.tokens) if device_free else region.apply(c)[0].tokens
+    v = direction(NORMAL, COVARIANCE).normal[0]
+    assert torch.allclose((after @ v).mean(), (1 - strength) * (c.tokens @ v).mean(), atol=0.1)
+    assert ((after @ v) <= (1 - strength) * (c.tokens @ v).clamp_min(0) + 0.02 + 0.5 * (1 - strength)).all()
+
+
+@pytest.mark.parametrize("device_free", [True, False])
+def test_a_border_that_nothing_reaches_changes_nothing_for_the_others(device_free: bool) -> None:
+    far = replace(
+        direction(-NORMAL, COVARIANCE, 1e6),
+        normal=-100 * direction(NORMAL, COVARIANCE).normal,
+        shift=-direction(NORMAL, COVARIANCE).shift / 100,
+    )
+    u = torch.linalg.solve(COVARIANCE, torch.randn(WIDTH, generator=torch.Generator().manual_seed(8)).double())
+    other = concept("frost", encoder=fingerprint(tokens=WIDTH), tokens=direction(u, COVARIANCE, 1.0))
+    unreached = concept("never", encoder=fingerprint(tokens=WIDTH), tokens=far)
+    c = Conditioning(shifted(3, 20, 1.0, seed=4).to(torch.bfloat16) * 1.3)
+    alone, both = SafeRegion([sentence(1.0), other]), SafeRegion([sentence(1.0), other, unreached])
+    if device_free:
+        one, two = (r.project(c.tokens) for r in (alone, both))
+    else:
+        one, two = (r.apply(c)[0].tokens for r in (alone, both))
+    assert not same_bits(one, c.tokens) and same_bits(one, two)

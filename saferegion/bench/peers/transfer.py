@@ -147,10 +147,20 @@ class Stacked(Guard):
         self.meter, self.sides = self.peer.meter, self.peer.sides
 
     def tokens(self, prompts: Prompts, steps: int) -> Guarded:
-        return self.peer.tokens(replace(prompts, tokens=self.first.tokens(prompts, steps).tokens), steps)
+        return self._on(self.peer.tokens, self.first.tokens(prompts, steps), prompts, steps)
 
     def painted(self, prompts: Prompts, steps: int) -> Guarded:
-        return self.peer.painted(replace(prompts, tokens=self.first.painted(prompts, steps).tokens), steps)
+        return self._on(self.peer.painted, self.first.painted(prompts, steps), prompts, steps)
+
+    def _on(self, peer: Callable[[Prompts, int], Guarded], left: Guarded, prompts: Prompts, steps: int) -> Guarded:
+        """The peer on what ours leaves, in each part of the sampling in which ours leaves something else."""
+        first = peer(replace(prompts, tokens=left.tokens), steps)
+        if left.late is None:
+            return first
+        late = peer(replace(prompts, tokens=left.late), steps)
+        if first.late is not None or late.late is not None:
+            raise SafeRegionError("A peer with a window of its own cannot be stacked on one.")
+        return Guarded(first.tokens, late.tokens, left.switch)
 
     def combine(
         self, step: int, steps: int, eps: Tensor, sides: Sequence[Tensor], guidance: float, state: dict[str, Any]
