@@ -105,6 +105,10 @@ def pictures(server: ComfyUI) -> None:
         shot = Image.open(io.BytesIO(server.get(page.picture("Without and with the guard"))))
         wide = shot.convert("RGB").resize((560, round(shot.height * 560 / shot.width)))
         save(wide, folder / "discover.jpg", quality=88)
+        page.show_all()
+        page.page.wait_for_timeout(1500)
+        whole = Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")
+        save(whole.resize((1400, 700), Image.Resampling.LANCZOS), PROJECT / "docs" / "comfyui-discover.png", optimize=True)
 
 
 def screenshots(server: ComfyUI) -> None:
