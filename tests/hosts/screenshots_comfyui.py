@@ -108,7 +108,8 @@ def pictures(server: ComfyUI) -> None:
         page.show_all()
         page.page.wait_for_timeout(1500)
         whole = Image.open(io.BytesIO(page.page.screenshot())).convert("RGB")
-        save(whole.resize((1400, 700), Image.Resampling.LANCZOS), PROJECT / "docs" / "comfyui-discover.png", optimize=True)
+        whole = whole.resize((1400, 700), Image.Resampling.LANCZOS)
+        save(whole, PROJECT / "docs" / "comfyui-discover.png", optimize=True)
 
 
 def screenshots(server: ComfyUI) -> None:
