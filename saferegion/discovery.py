@@ -1195,4 +1195,3 @@ class _Kept:
                 _, i, field = name.split(".", 2)
                 state["state"].setdefault(int(i), {})[field] = value
         optimiser.load_state_dict(state)
-

@@ -203,6 +203,7 @@ def amounts(
     mean: torch.Tensor,
     margin: torch.Tensor,
     roundoff: torch.Tensor,
+    strength: torch.Tensor,
     inverse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Coefficients a [..., K] of the move of each token; zero where ``moves`` is not set.
@@ -216,6 +217,7 @@ def amounts(
         mean: broadcastable to z, the benign mean of z.
         margin: ``[..., K]``, how far inside the border a token lands, from :func:`margin`.
         roundoff: ``[]``, the same as a share of the longest move, from :func:`roundoff`.
+        strength: ``[K]``; below 1 goes that part of the way to the benign mean too.
     """
     excess = z - limit
     longest = excess.amax(-1, keepdim=True).clamp_min(0)
@@ -226,7 +228,7 @@ def amounts(
     amount = complementary(excess, gram)
     left = excess - scores(amount, gram.to(amount.dtype))
     settled = (left <= margin + 2 * _SETTLED * (1 + longest)).all(-1, keepdim=True)
-    return torch.where(settled, amount, scores(z - mean, inverse))
+    return torch.where(settled, amount, scores(z - mean, inverse) * strength.clamp_max(1))
 
 
 def move(

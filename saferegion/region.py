@@ -483,7 +483,9 @@ class SafeRegion:
         )
         moves = geometry.outside(z, limit, movable).any(-1)
         margin, roundoff = _margin(view, dtype, stack), geometry.roundoff(dtype, stack.along, stack.across)
-        amount = geometry.amounts(z, limit, moves, stack.gram_here, b.mean, margin, roundoff, stack.inverse)
+        amount = geometry.amounts(
+            z, limit, moves, stack.gram_here, b.mean, margin, roundoff, stack.strength, stack.inverse
+        )
         return geometry.move(view, amount, stack.shift, moves)
 
     def _guard(
@@ -537,9 +539,9 @@ class SafeRegion:
         at, mean = limit[rows], here.mean[rows[1]]
         margin = _margin(view[rows], dtype, stack) if near else known[rows][:, size : 2 * size]
         roundoff = geometry.roundoff(dtype, home.along, home.across)
-        amount = geometry.amounts(seen[rows], at, moves[rows], stack.gram, mean, margin, roundoff)
+        amount = geometry.amounts(seen[rows], at, moves[rows], stack.gram, mean, margin, roundoff, home.strength)
         left = seen[rows].double() - amount.double() @ stack.gram.T - at
-        if bool((home.strength >= 1).all()) and bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
+        if bool((left > 1e-3 * (1 + seen[rows].abs())).any()):
             raise ConditioningError(
                 "These concepts contradict each other here: no point is inside all of them; switch one off or lower "
                 "its strength."

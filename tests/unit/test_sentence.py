@@ -285,3 +285,21 @@ def test_a_border_that_nothing_reaches_changes_nothing_for_the_others(device_fre
     else:
         one, two = (r.apply(c)[0].tokens for r in (alone, both))
     assert not same_bits(one, c.tokens) and same_bits(one, two)
+
+
+@pytest.mark.parametrize("beside", [0.5, 1.0])
+def test_concepts_that_contradict_each_other_are_refused_whatever_the_strength_of_a_third(beside: float) -> None:
+    gen = torch.Generator().manual_seed(1)
+    other = torch.randn(WIDTH, generator=gen, dtype=torch.float64)
+    made = [
+        concept(name, encoder=fingerprint(tokens=WIDTH), tokens=replace(d, inner=d.mean))
+        for name, d in (
+            ("a", direction(NORMAL, COVARIANCE, 2.0)),
+            ("b", direction(-NORMAL, COVARIANCE, 2.0)),
+            ("c", direction(other, COVARIANCE, 3.0)),
+        )
+    ]
+    u = direction(NORMAL, COVARIANCE).shift[0]
+    c = Conditioning(torch.stack([6.0 * u, -6.0 * u, 0.5 * u]).unsqueeze(0))
+    with pytest.raises(ConditioningError, match="contradict each other"):
+        SafeRegion(made, {"a": 2.0, "b": 2.0, "c": beside}).apply(c)
