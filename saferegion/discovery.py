@@ -59,6 +59,7 @@ from .files import write_whole
 from .fingerprint import fingerprint_of
 from .fit import Encode, area, border, compile, discriminant
 from .recipes import Concept
+from .region import digest
 
 Tensor = torch.Tensor
 Progress = Callable[[int, int], None]
@@ -217,18 +218,9 @@ def discover(
     total += steps * 5 * batch_size + tried
     model = _Model(denoiser, batch_size, progress, total, autocast, recompute)
     key = _key(
-        concept,
-        neutral,
-        seed,
-        pictures,
-        sampling_steps,
-        guidance,
-        steps,
-        batch_size,
-        _told_apart(denoiser),
-        str(fingerprint_of(encode)),
-        tuple(denoiser.latent_shape),
-    )
+        concept, neutral, seed, pictures, sampling_steps, guidance, steps, batch_size, _told_apart(denoiser),
+        str(fingerprint_of(encode)), tuple(denoiser.latent_shape), digest(compiled).hex(),
+    )  # fmt: skip
     kept = _Kept.open(checkpoint, key)
     tell = told or (lambda stage, loss: None)
     with model.frozen():

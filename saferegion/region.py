@@ -160,7 +160,7 @@ class SafeRegion:
         for d in known[1:]:
             known[0].encoder.require(d.encoder, f"'{known[0].concept}' ({d.concept} beside it)")  # type: ignore[union-attr]
         self.encoder = known[0].encoder if known else None
-        order = sorted(range(len(self.directions)), key=lambda i: (self.names[i], _digest(self.directions[i])))
+        order = sorted(range(len(self.directions)), key=lambda i: (self.names[i], digest(self.directions[i])))
         self._parts: dict[str, list[tuple[int, Direction, float]]] = {}
         for i in order:
             for space, direction in self.directions[i].spaces.items():
@@ -665,7 +665,8 @@ def _strengths(names: tuple[str, ...], strength: float | Mapping[str, float]) ->
     return tuple(float(v) for v in values)
 
 
-def _digest(directions: ConceptDirections) -> bytes:
+def digest(directions: ConceptDirections) -> bytes:
+    """Of all tensors of a concept."""
     h = hashlib.sha256()
     for space, direction in sorted(directions.spaces.items()):
         h.update(space.encode())
