@@ -73,7 +73,7 @@ class Desk:
 
     def __init__(self, page: Any, url: str) -> None:
         self.page = page
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)  # a busy machine is slow, not broken
         page.request.post(f"{url}api/settings", data={"Comfy.TutorialCompleted": True})  # else a dialog greets
         page.goto(url)
         page.wait_for_function(READY)
@@ -152,7 +152,7 @@ class Desk:
         )
         return kinds
 
-    def run(self, seconds: float = 60) -> None:
+    def run(self, seconds: float = 120) -> None:
         """Presses Run and waits until the page has been told that it is done, ``seconds`` at most.
 
         Raises:

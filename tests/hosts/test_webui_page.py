@@ -90,29 +90,29 @@ def test_the_tab_inspects_a_prompt_and_makes_concepts(
     inner.locator("#safe_region_chosen ul.options li", has_text="fire").first.click()
     inner.locator("#safe_region_chosen input").blur()  # the open list would lie over the button
     inner.locator("#safe_region_inspect").click()
-    inner.locator("#safe_region_heat_map img").wait_for(timeout=60_000)
+    inner.locator("#safe_region_heat_map img").wait_for(timeout=90_000)
     assert "burning" in inner.locator("#safe_region_inspected.prose").inner_text()
     inner.locator("#tab_safe_region button", has_text="Concepts").first.click()
     folder = webui.folder / "models" / "safe_region"
     inner.locator("#safe_region_name textarea, #safe_region_name input").first.fill("Snow")
     inner.locator("#safe_region_avoid textarea, #safe_region_avoid input").first.fill("snow, in the snow")
     inner.locator("#safe_region_make").click()
-    inner.locator("#safe_region_said.prose", has_text="snow").wait_for(timeout=30_000)
+    inner.locator("#safe_region_said.prose", has_text="snow").wait_for(timeout=90_000)
     try:
         assert (folder / "snow.yaml").is_file()
-        inner.locator("#safe_region_list", has_text="snow").first.wait_for(timeout=30_000)
+        inner.locator("#safe_region_list", has_text="snow").first.wait_for(timeout=90_000)
         inner.locator("#safe_region_make").click()
-        inner.locator("#safe_region_said.prose", has_text="already").wait_for(timeout=30_000)
+        inner.locator("#safe_region_said.prose", has_text="already").wait_for(timeout=90_000)
         inner.locator("#safe_region_which input").fill("snow")
         inner.locator("#safe_region_which ul.options li", has_text="snow").first.click()
         inner.locator("#safe_region_export").click()
-        inner.locator("#safe_region_file", has_text="snow.safetensors").wait_for(timeout=60_000)
+        inner.locator("#safe_region_file", has_text="snow.safetensors").wait_for(timeout=90_000)
         (made,) = webui.directions.glob("snow-*.safetensors")
         named = dataclasses.replace(sr.load_directions(made), concept="drift").save(tmp_path / "some.safetensors")
         inner.locator("#safe_region_upload input[type=file]").set_input_files(str(named))
-        inner.locator("#safe_region_upload", has_text="some.safetensors").wait_for(timeout=30_000)
+        inner.locator("#safe_region_upload", has_text="some.safetensors").wait_for(timeout=90_000)
         inner.locator("#safe_region_import").click()
-        inner.locator("#safe_region_said.prose", has_text="drift").wait_for(timeout=30_000)
+        inner.locator("#safe_region_said.prose", has_text="drift").wait_for(timeout=90_000)
         assert sr.load_directions(folder / "drift.safetensors").concept == "drift"
     finally:
         for name in ("snow.yaml", "drift.safetensors"):

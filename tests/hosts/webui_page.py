@@ -110,7 +110,7 @@ class Page:
         """PNG Info of a saved picture, sent to txt2img."""
         self.show("PNG Info")
         self.page.locator("#pnginfo_image input[type=file]").set_input_files(str(picture))
-        self.page.locator("#tab_pnginfo", has_text="Safe region").first.wait_for(timeout=60_000)
+        self.page.locator("#tab_pnginfo", has_text="Safe region").first.wait_for(timeout=90_000)
         self.page.locator("#txt2img_tab:visible").first.click()
         self.page.locator("#txt2img_generate").wait_for()
         self.page.wait_for_timeout(1500)
@@ -148,7 +148,7 @@ def opened(server: WebUI, width: int = 1360, height: int = 1200) -> Iterator[Pag
         browser = playwright.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
         try:
             page = browser.new_page(viewport={"width": width, "height": height})
-            page.set_default_timeout(30_000)
+            page.set_default_timeout(90_000)
             page.route("**/file=**", lambda route: _own_file(server, route))
             page.route("https://**", lambda route: route.abort())
             _load(page, f"http://127.0.0.1:{server.port}/")
