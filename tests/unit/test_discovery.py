@@ -375,3 +375,15 @@ def test_beside_another_concept_nothing_contradicts(found):
         assert float(region.score(guarded).max()) <= 1e-3
         inside = sr.SafeRegion([compiled(), other]).score(Conditioning(region.project(c.tokens, c.movable), c.movable))
         assert float(inside.max()) <= 1e-3
+
+
+def test_a_half_space_that_tells_nothing_is_not_kept(monkeypatch):
+    c = encode([f"a {t} in a {p}" for p in PLACES for t in THINGS])
+    brings = torch.tensor([float(p in BRINGING) for p in PLACES for _ in THINGS])
+    (rows,) = (t for _, t in discovery._tokens(c))
+    monkeypatch.setattr(torch, "randn", lambda *size, **_: torch.eye(*size) * torch.tensor([[9.0], [0], [0], [0]]))
+    monkeypatch.setattr(discovery, "NAMING", 0)
+    named, _ = discovery._regression([rows], brings, torch.full_like(brings, 1 / 80), 60, 0, lambda: None)
+    direction, sums = discovery._telling(named)
+    assert torch.equal(direction.normal, direction.normal[:1].expand_as(direction.normal))
+    assert bool(torch.isfinite(sums).all()) and float(direction.shift.norm(dim=1).max()) < 1
