@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from . import files
-from .discover import DiscoverDirection
-from .guarding import GuardCLIP, GuardConditioning, GuardModel, Inspect
-from .regions import ConceptFromWords, LoadDirections, SafeRegionNode, SaveDirections
+from .nodes_discover import DiscoverDirection
+from .nodes_guard import GuardCLIP, GuardConditioning, GuardModel, Inspect
+from .nodes_region import ConceptFromWords, LoadDirections, SafeRegionNode, SaveDirections
 
 files.register()
 

@@ -25,7 +25,7 @@ import torch
 
 from ..saferegion.conditioning import Conditioning, Space
 from ..saferegion.errors import ConditioningError
-from ..saferegion.selection import Guard, GuardReport
+from ..saferegion.guard.selection import Guard, GuardReport
 
 TOKENS, CLIP_ROWS, T5_ROWS = "tokens", "clip", "t5"
 SD3_WIDTH, SD3_CLIP_WIDTH = 4096, 2048

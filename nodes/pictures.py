@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..saferegion.conditioning import Conditioning
-from ..saferegion.picture import heat_map
-from ..saferegion.selection import GuardReport
+from ..saferegion.guard.selection import GuardReport
+from ..saferegion.view.heat_map import heat_map
 
 MOST_ROWS = 2048
 """Rows of a space up to which it is drawn; beyond (every layer of a language model) the report says it in words."""

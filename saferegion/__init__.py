@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from .discovery import discover_vector as discover_vector
     from .errors import DiscoverError as DiscoverError
     from .errors import SafeRegionError as SafeRegionError
-    from .files import load_directions as load_directions
     from .fingerprint import Fingerprint as Fingerprint
     from .fit import compile as compile
     from .fit import compile_many as compile_many
-    from .library import Library as Library
-    from .library import load_concept as load_concept
-    from .paper import import_paper_vector as import_paper_vector
-    from .recipes import Concept as Concept
-    from .recipes import read_recipe as read_recipe
+    from .guard.files import load_directions as load_directions
+    from .guard.library import Library as Library
+    from .guard.library import load_concept as load_concept
+    from .guard.selection import Choice as Choice
+    from .guard.selection import Guard as Guard
+    from .guard.selection import Selection as Selection
+    from .learn.paper_vector import import_paper_vector as import_paper_vector
+    from .learn.recipes import Concept as Concept
+    from .learn.recipes import read_recipe as read_recipe
     from .region import MODES as MODES
     from .region import STRONGEST as STRONGEST
     from .region import SafeRegion as SafeRegion
     from .report import Report as Report
-    from .selection import Choice as Choice
-    from .selection import Guard as Guard
-    from .selection import Selection as Selection
 
 __version__ = "0.3.0"
 
@@ -44,22 +44,22 @@ _HOME = {
     "discover": "discovery",
     "discover_vector": "discovery",
     "SafeRegionError": "errors",
-    "load_directions": "files",
+    "load_directions": "guard.files",
     "Fingerprint": "fingerprint",
     "compile": "fit",
     "compile_many": "fit",
-    "Library": "library",
-    "load_concept": "library",
-    "import_paper_vector": "paper",
-    "Concept": "recipes",
-    "read_recipe": "recipes",
+    "Library": "guard.library",
+    "load_concept": "guard.library",
+    "import_paper_vector": "learn.paper_vector",
+    "Concept": "learn.recipes",
+    "read_recipe": "learn.recipes",
     "MODES": "region",
     "STRONGEST": "region",
     "SafeRegion": "region",
     "Report": "report",
-    "Choice": "selection",
-    "Guard": "selection",
-    "Selection": "selection",
+    "Choice": "guard.selection",
+    "Guard": "guard.selection",
+    "Selection": "guard.selection",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import torch
 
 from .conditioning import MEAN
+from .core.writing import write_whole
 from .errors import SafeRegionError
+from .file_format import FORMAT, check_text, fields_of, spaces_of
 from .fingerprint import Fingerprint
 
 KINDS = ("exclude", "balance")
@@ -189,8 +192,58 @@ class ConceptDirections:
         """Whether every space has a border."""
         return all(d.calibrated for d in self.spaces.values())
 
-    def save(self, path: str | Path) -> Path:
-        """Write one ``.safetensors`` file, whole or not at all. See :func:`saferegion.files.save_directions`."""
-        from .files import save_directions
+    @classmethod
+    def of_file(cls, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> ConceptDirections:
+        """From what a direction file holds.
 
-        return save_directions(self, path)
+        Raises:
+            DirectionFileError: a tensor or string that is unknown, missing or not what its field is.
+            SafeRegionError: fields that do not fit together.
+        """
+        check_text(metadata)
+        spaces = spaces_of(tensors)
+        fields = fields_of(metadata)
+        return cls(spaces={space: Direction(**found) for space, found in spaces.items()}, **fields)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.safetensors`` file, whole or not at all (temporary file in the same folder, then renamed).
+
+        Raises:
+            OSError: the folder cannot be written or the disk is full; nothing is left behind.
+            DirectionFileError: it holds what loading would refuse (a title of two lines, a figure that is not finite);
+                nothing is written.
+        """
+        from safetensors.torch import save as to_bytes
+
+        path = Path(path)
+        metadata, tensors = self._metadata(), self._tensors()
+        self.of_file(metadata, tensors)
+        write_whole(path, to_bytes(tensors, metadata=metadata))
+        return path
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{space}.{name}": t.detach().to("cpu", torch.float32).contiguous().clone()  # tensors may share memory
+            for space, direction in self.spaces.items()
+            for name, t in direction.tensors().items()
+        }
+
+    def _metadata(self) -> dict[str, str]:
+        metadata = {
+            "format": FORMAT,
+            "concept": self.concept,
+            "title": self.title,
+            "kind": self.kind,
+            "version": str(self.version),
+            "family": self.family,
+            "encoder": "" if self.encoder is None else str(self.encoder),
+            "recipe": self.recipe,
+            "method": self.method,
+            "seed": str(self.seed),
+            "window": json.dumps(list(self.window)),
+            "calibration": json.dumps(dict(self.calibration), sort_keys=True),
+            "licence": self.licence,
+        }
+        if self.curve:
+            metadata["curve"] = json.dumps([float(f"{v:.6g}") for v in self.curve])
+        return metadata

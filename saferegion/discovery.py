@@ -53,12 +53,13 @@ from safetensors.torch import save as to_bytes
 
 from . import geometry
 from .conditioning import MEAN, POOLED, TOKENS, Conditioning
+from .core.writing import write_whole
 from .directions import ConceptDirections, Direction
 from .errors import CompileError, DiscoverError
-from .files import write_whole
 from .fingerprint import fingerprint_of
 from .fit import Encode, area, border, compile, discriminant
-from .recipes import Concept
+from .learn.bundled import neutral_prompts
+from .learn.recipes import Concept
 from .region import digest
 
 Tensor = torch.Tensor
@@ -200,8 +201,6 @@ def discover(
     if concept.kind != "exclude":
         raise DiscoverError(f"'{concept.name}' is an axis to balance: discover its sides with method 'vector'.")
     if neutral is None:
-        from .library import neutral_prompts
-
         neutral = neutral_prompts()
     neutral = [n for n in neutral if n.strip()]
     if len(neutral) < 24:

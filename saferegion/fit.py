@@ -42,7 +42,8 @@ from .directions import ConceptDirections, Direction
 from .errors import CompileError, NotSeparableError
 from .fingerprint import Fingerprint, fingerprint_of
 from .geometry import scores
-from .recipes import Concept
+from .learn.bundled import neutral_prompts
+from .learn.recipes import Concept
 
 Encode = Callable[[list[str]], Conditioning]
 Progress = Callable[[int, int], None]
@@ -132,8 +133,6 @@ def compile_many(
             is returned for the others then, so that no concept is missing silently.
     """
     if neutral is None:
-        from .library import neutral_prompts
-
         neutral = neutral_prompts()
     neutral = [n for n in neutral if n.strip()]
     if len(neutral) < 8:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from saferegion.conditioning import MEAN, POOLED
-from saferegion.selection import NO_FLOOR, Guard, GuardReport
+from saferegion.guard.selection import NO_FLOOR, Guard, GuardReport
 
 from . import schedules
 from .arguments import KEY, Arguments
@@ -268,7 +268,7 @@ def heat_maps(generation: Generation) -> list[Any]:
     from modules import shared
     from PIL import Image
 
-    from saferegion.picture import heat_map
+    from saferegion.view.heat_map import heat_map
 
     from .encoder import token_strings
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from saferegion.directions import ConceptDirections
 from saferegion.floor import Floor
-from saferegion.library import RECIPE_SUFFIXES, Library, vectors_folder
-from saferegion.recipes import NEUTRAL, Concept
-from saferegion.selection import Choice, Guard, Selection
+from saferegion.guard.library import RECIPE_SUFFIXES, Library
+from saferegion.guard.selection import Choice, Guard, Selection
+from saferegion.learn.bundled import vectors_folder
+from saferegion.learn.recipes import NEUTRAL, Concept
 
 from .arguments import OWN_WORDS, Arguments
 from .encoder import HostEncoder, Loaded, without_extra_networks

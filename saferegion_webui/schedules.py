@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from saferegion.selection import Guard, GuardReport
+from saferegion.guard.selection import Guard, GuardReport
 
 from .layout import Layout, tokens_of, vector_of
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from saferegion.errors import SafeRegionError
-from saferegion.files import load_directions, save_directions
-from saferegion.recipes import RECIPE_FORMAT, Concept, read_recipe
+from saferegion.guard.files import load_directions
+from saferegion.learn.recipes import RECIPE_FORMAT, Concept, read_recipe
 
 from .arguments import MODES, STRONGEST, Arguments
 from .guards import concept_names, library, user_folder
@@ -29,7 +29,7 @@ def inspect(prompt: str, concepts: list[str], strength: float, mode: str) -> tup
     from modules import shared
     from PIL import Image
 
-    from saferegion.picture import heat_map
+    from saferegion.view.heat_map import heat_map
 
     from .encoder import token_strings, without_extra_networks
     from .generation import describe, guards
@@ -123,7 +123,7 @@ def export_file(name: str) -> str:
     found = library().find(name)
     if isinstance(found, Concept):
         found = guards.directions(shared.sd_model, [name])[0]
-    return str(save_directions(found, Path(tempfile.mkdtemp(prefix="safe-region-")) / f"{name}.safetensors"))
+    return str(found.save(Path(tempfile.mkdtemp(prefix="safe-region-")) / f"{name}.safetensors"))
 
 
 def _keep(write: Callable[[Path], object], name: str) -> None:

@@ -85,7 +85,7 @@ def sampling(model, clip, region) -> dict[str, float]:
     counts: dict[bool, int] = {}
     plain, calls = evaluations(model)
     guarded = node.guard(plain, clip, False, region)[0]
-    guards = module("nodes.guards")
+    guards = module("nodes.wrap")
     inner, spent = guards.SamplingGuard.guarded, []
 
     def timed(self, *arguments):

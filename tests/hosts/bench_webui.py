@@ -23,7 +23,7 @@ import torch  # noqa: E402
 import webui_fakes as webui  # noqa: E402
 from fakes import concepts  # noqa: E402
 
-from saferegion.selection import Choice, Guard, Selection  # noqa: E402
+from saferegion.guard.selection import Choice, Guard, Selection  # noqa: E402
 from saferegion_webui import generation  # noqa: E402
 from saferegion_webui.arguments import Arguments  # noqa: E402
 from saferegion_webui.layout import Layout  # noqa: E402

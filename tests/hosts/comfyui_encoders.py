@@ -29,8 +29,8 @@ from transformers import T5TokenizerFast
 
 action, folder, *rest = arguments
 FOLDER = Path(folder)
-encoding, guards, families = module("nodes.encoder"), module("nodes.guards"), module("nodes.family")
-module("saferegion.library").Library.floor = lambda *_, **__: None  # as in comfyui_families.py
+encoding, guards, families = module("nodes.encoder"), module("nodes.wrap"), module("nodes.family")
+module("saferegion.guard.library").Library.floor = lambda *_, **__: None  # as in comfyui_families.py
 TEXT_ENCODERS = Path(sd3_clip.__file__).parent
 
 THEME = ("burning", "blazing", "flaming")

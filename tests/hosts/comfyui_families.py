@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 recipe, *wanted = arguments
-guards, encoding = module("nodes.guards"), module("nodes.encoder")
+guards, encoding = module("nodes.wrap"), module("nodes.encoder")
 SafeRegionError = module("saferegion.errors").SafeRegionError
 # what is asked here is where text goes; the floor's four large recipes, on sixty encoders, would take most of an hour
-module("saferegion.library").Library.floor = lambda *_, **__: None
+module("saferegion.guard.library").Library.floor = lambda *_, **__: None
 
 BENIGN = "a quiet house and a blue boat in a harbour, number 7"
 END = "</s> <|endoftext|> [SEP]"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saferegion.microworld import DATA, MicroWorld
+from saferegion_lab.microworld import DATA, MicroWorld
 
 FOLDERS = ("checkpoints", "controlnet", "embeddings", "loras", "safe_region")
 RECIPES = ("fire.yaml", "lightning.yaml", "neutral.yaml")

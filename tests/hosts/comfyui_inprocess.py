@@ -115,14 +115,14 @@ def settled(result: Any) -> Any:
 
 
 def start() -> tuple[Any, Any]:
-    """Load the nodes and write a ControlNet; the pack's modules `guards` and `encoder`."""
+    """Load the nodes and write a ControlNet; the pack's modules `wrap` and `encoder`."""
     settled(nodes.init_builtin_extra_nodes())
     for name in ("microworld_sizes", "safe-region"):
         if not settled(nodes.load_custom_node(f"{base}/custom_nodes/{name}")):
             raise SystemExit(f"ComfyUI did not load {name}.")
     controlnet(Path(base) / "models")
     package = nodes.NODE_CLASS_MAPPINGS["SafeRegion"].__module__.rpartition(".")[0]
-    return importlib.import_module(f"{package}.guards"), importlib.import_module(f"{package}.encoder")
+    return importlib.import_module(f"{package}.wrap"), importlib.import_module(f"{package}.encoder")
 
 
 def controlnet(models: Path) -> None:

@@ -25,7 +25,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 if not asyncio.run(nodes.load_custom_node(str(Path(base) / "custom_nodes" / "safe-region"))):
     raise SystemExit("The pack did not load.")
 N = nodes.NODE_CLASS_MAPPINGS
-_PACK = N["SafeRegionGuardCLIP"].__module__.removesuffix(".nodes.guarding")
+_PACK = N["SafeRegionGuardCLIP"].__module__.removesuffix(".nodes.nodes_guard")
 
 
 def module(name: str) -> ModuleType:

@@ -27,7 +27,7 @@ import comfyui_files  # noqa: E402
 import webui_files  # noqa: E402
 from host_servers import ComfyUI, Host, WebUI  # noqa: E402
 
-from saferegion.microworld import MicroWorld, load  # noqa: E402
+from saferegion_lab.microworld import MicroWorld, load  # noqa: E402
 
 NAME = "microworld"
 

@@ -9,8 +9,8 @@ import pytest
 from host_servers import WebUI
 from test_webui_extension import ON, Studio, same
 
-from saferegion.microworld import MicroWorld
-from saferegion.microworld.prompts import benign, explicit, held_out, neighbours
+from saferegion_lab.microworld import MicroWorld
+from saferegion_lab.microworld.prompts import benign, explicit, held_out, neighbours
 
 PICTURES, STEPS = 4, 15
 

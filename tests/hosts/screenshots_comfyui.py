@@ -26,8 +26,8 @@ import comfyui_files  # noqa: E402
 from comfyui_page import Desk, Graph, desk, enlarged, fitted  # noqa: E402
 from host_servers import ComfyUI, Host  # noqa: E402
 
-from saferegion.microworld import load  # noqa: E402
-from saferegion.picture import font, text_width  # noqa: E402
+from saferegion.view.heat_map import font, text_width  # noqa: E402
+from saferegion_lab.microworld import load  # noqa: E402
 
 SIZES = {"one_node": (1600, 690), "audit": (1900, 845)}
 """Of the page, so that the workflow fills it."""

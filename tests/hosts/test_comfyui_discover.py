@@ -12,8 +12,8 @@ import pytest
 from host_servers import Host
 
 from saferegion import load_directions
-from saferegion.microworld import DATA
-from saferegion.recipes import read_recipe, recipe_text
+from saferegion.learn.recipes import read_recipe, recipe_text
+from saferegion_lab.microworld import DATA
 
 HERE = Path(__file__).parent
 

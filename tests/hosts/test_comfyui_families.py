@@ -14,8 +14,9 @@ import yaml
 from host_servers import Host
 from safetensors.torch import load_file
 
-from saferegion import Conditioning, Fingerprint, compile, encoders
-from saferegion.recipes import read_neutral, read_recipe
+from saferegion import Conditioning, Fingerprint, compile
+from saferegion.learn.recipes import read_neutral, read_recipe
+from saferegion_lab import encoders
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "unit"))

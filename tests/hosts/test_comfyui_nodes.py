@@ -16,9 +16,9 @@ from host_servers import Host
 
 from saferegion import SafeRegion, load_directions
 from saferegion.fingerprint import Fingerprint
-from saferegion.library import Library
-from saferegion.microworld import DATA, MicroWorld, neutral_prompts
-from saferegion.microworld.prompts import SETS
+from saferegion.guard.library import Library
+from saferegion_lab.microworld import DATA, MicroWorld, neutral_prompts
+from saferegion_lab.microworld.prompts import SETS
 
 HERE = Path(__file__).parent
 Seen = dict[str, dict[str, Any]]

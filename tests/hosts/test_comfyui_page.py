@@ -15,8 +15,8 @@ from comfyui_page import PROJECT, Desk, Graph, NoBrowser, chromium, desk, exampl
 from host_servers import ComfyUI, read_picture
 from PIL import Image
 
-from saferegion.microworld import MicroWorld
-from saferegion.selection import NO_FLOOR
+from saferegion.guard.selection import NO_FLOOR
+from saferegion_lab.microworld import MicroWorld
 
 GUARDS = {
     "one_node": "SafeRegionGuardCLIP",

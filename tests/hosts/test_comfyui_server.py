@@ -23,9 +23,9 @@ from torch import Tensor
 
 from saferegion import ConceptDirections, Conditioning, SafeRegion
 from saferegion.fingerprint import Fingerprint
-from saferegion.library import Library
-from saferegion.microworld import DATA, MicroWorld, neutral_prompts
-from saferegion.microworld.prompts import SETS, EvalPrompt, content
+from saferegion.guard.library import Library
+from saferegion_lab.microworld import DATA, MicroWorld, neutral_prompts
+from saferegion_lab.microworld.prompts import SETS, EvalPrompt, content
 
 HERE = Path(__file__).parent
 EVENTS = HERE / "comfyui_events.py"

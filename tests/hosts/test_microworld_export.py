@@ -12,10 +12,10 @@ import torch
 from host_servers import WEBUI_FLAGS, ComfyUI, Host, WebUI
 
 from saferegion import Conditioning
-from saferegion.microworld import MicroWorld
-from saferegion.microworld.model import LATENT_SCALE
-from saferegion.microworld.prompts import EvalPrompt, content
-from saferegion.microworld.scenes import Item
+from saferegion_lab.microworld import MicroWorld
+from saferegion_lab.microworld.model import LATENT_SCALE
+from saferegion_lab.microworld.prompts import EvalPrompt, content
+from saferegion_lab.microworld.scenes import Item
 
 HERE = Path(__file__).parent
 SEEDS, STEPS, GUIDANCE = 8, 15, 4.0

@@ -20,9 +20,9 @@ from host_servers import HostError, WebUI, read_picture
 from PIL import Image
 
 import saferegion as sr
-from saferegion import encoders
-from saferegion.microworld import MicroWorld
-from saferegion.microworld.prompts import explicit
+from saferegion_lab import encoders
+from saferegion_lab.microworld import MicroWorld
+from saferegion_lab.microworld.prompts import explicit
 
 UNSAFE, BENIGN = "a burning red house in a meadow", "a red house in a meadow"
 ON = [True, ["fire", "lightning"]]

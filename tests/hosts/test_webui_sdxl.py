@@ -13,8 +13,8 @@ from host_servers import Host, WebUI
 from test_webui_extension import BENIGN, UNSAFE, Studio, same
 
 import saferegion as sr
-from saferegion.microworld import DATA
-from saferegion.microworld.model import TOKENIZER
+from saferegion_lab.microworld import DATA
+from saferegion_lab.microworld.model import TOKENIZER
 
 HERE = Path(__file__).resolve().parent
 ON = [True, ["fire"]]

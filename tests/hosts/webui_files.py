@@ -9,7 +9,7 @@ import torch
 from comfyui_files import EMBEDDED, RECIPES, embedding, lora
 from safetensors.torch import load_file, save_file
 
-from saferegion.microworld import DATA, MicroWorld
+from saferegion_lab.microworld import DATA, MicroWorld
 
 OTHER = "mirrored"
 """A checkpoint that paints the same pictures as the microworld from another embedding space."""

@@ -1,4 +1,4 @@
-"""Puts the trained parts into saferegion/microworld/data/microworld.safetensors, in float16."""
+"""Puts the trained parts into saferegion_lab/microworld/data/microworld.safetensors, in float16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from saferegion.microworld.model import WEIGHTS
+from saferegion_lab.microworld.model import WEIGHTS
 
 
 def main(world: Path, judge: Path, decoder: Path | None, out: Path) -> None:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from saferegion.microworld.scenes import INDOOR, Item, Scene
+from saferegion_lab.microworld.scenes import INDOOR, Item, Scene
 
 SIZE = 64
 SCALE = 2

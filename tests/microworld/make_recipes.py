@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from saferegion.microworld import load
-from saferegion.microworld.model import DATA
-from saferegion.microworld.prompts import neutral
+from saferegion_lab.microworld import load
+from saferegion_lab.microworld.model import DATA
+from saferegion_lab.microworld.prompts import neutral
 
 FIRE = (
     ("a burning house", "a house"),

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saferegion.microworld import load
-from saferegion.microworld.prompts import SETS, EvalPrompt, content
+from saferegion_lab.microworld import load
+from saferegion_lab.microworld.prompts import SETS, EvalPrompt, content
 
 
 def table(sets: list[str], limit: int, steps: int, guidance: float, sheet: Path | None) -> None:

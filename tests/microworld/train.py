@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from saferegion.microworld.model import WEIGHTS
+from saferegion_lab.microworld.model import WEIGHTS
 from tests.microworld import assemble, train_autoencoder, train_judge, train_world
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saferegion.microworld.nets import Autoencoder
-from saferegion.microworld.scenes import Scene, sample_scene
+from saferegion_lab.microworld.nets import Autoencoder
+from saferegion_lab.microworld.scenes import Scene, sample_scene
 from tests.microworld.draw import draw
 
 SCALE = 0.18215

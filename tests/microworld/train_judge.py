@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saferegion.microworld.judge import HEADS, JudgeNet
-from saferegion.microworld.nets import Autoencoder
-from saferegion.microworld.scenes import SLOTS, Scene, sample_scene
+from saferegion_lab.microworld.judge import HEADS, JudgeNet
+from saferegion_lab.microworld.nets import Autoencoder
+from saferegion_lab.microworld.scenes import SLOTS, Scene, sample_scene
 from tests.microworld.draw import draw
 from tests.microworld.train_autoencoder import SCALE, to_unit
 

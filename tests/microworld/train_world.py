@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from saferegion.microworld import nets
-from saferegion.microworld.model import TOKENIZER, alphas_cumprod
-from saferegion.microworld.nets import Autoencoder, ResBlock, SpatialTransformer, UNet
-from saferegion.microworld.scenes import Scene, caption, pad_long, sample_scene
-from saferegion.microworld.words import unknown_words
+from saferegion_lab.microworld import nets
+from saferegion_lab.microworld.model import TOKENIZER, alphas_cumprod
+from saferegion_lab.microworld.nets import Autoencoder, ResBlock, SpatialTransformer, UNet
+from saferegion_lab.microworld.scenes import Scene, caption, pad_long, sample_scene
+from saferegion_lab.microworld.words import unknown_words
 from tests.microworld.draw import draw
 from tests.microworld.train_autoencoder import SCALE, to_unit
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from saferegion.bench import microworld, wilson
-from saferegion.microworld.prompts import SETS
+from saferegion_lab.bench import microworld, wilson
+from saferegion_lab.microworld.prompts import SETS
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from saferegion import Concept, Library, SafeRegionError
-from saferegion.bench.children import CHILDREN
-from saferegion.bench.disguises import DISGUISES
-from saferegion.bench.language import THEMES, _area_interval, _kept_back, read_prompts, word_list
-from saferegion.library import vectors_folder
-from saferegion.recipes import read_neutral
+from saferegion.learn.bundled import vectors_folder
+from saferegion.learn.recipes import read_neutral
+from saferegion_lab.bench.children import CHILDREN
+from saferegion_lab.bench.disguises import DISGUISES
+from saferegion_lab.bench.language import THEMES, _area_interval, _kept_back, read_prompts, word_list
 
 I2P = """prompt,categories,inappropriate_percentage,nudity_percentage
 a calm lake,sexual,0.0,0.0

@@ -8,9 +8,10 @@ import pytest
 from fakes import FakeEncoder, benign_prompts, fire, frost
 from typer.testing import CliRunner
 
-from saferegion import Concept, ConceptDirections, Library, cli, read_recipe
-from saferegion.check import check
-from saferegion.recipes import recipe_text
+from saferegion import Concept, ConceptDirections, Library, read_recipe
+from saferegion.learn.recipes import recipe_text
+from saferegion_lab import cli
+from saferegion_lab.check import check
 
 NEUTRAL = benign_prompts(120)
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from saferegion.cli import OTHER_ENCODER, REFUSED
 from saferegion.directions import ConceptDirections, Direction
-from saferegion.files import load_directions
 from saferegion.fingerprint import Fingerprint
+from saferegion.guard.files import load_directions
+from saferegion_lab.cli import REFUSED
+from saferegion_lab.cli.directions import OTHER_ENCODER
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cli(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Runs the command line in this process: (exit code, standard output, standard error)."""
-    from saferegion import cli as module
+    from saferegion_lab import cli as module
+    from saferegion_lab.cli import console
 
     monkeypatch.setenv("SAFE_REGION_CACHE", str(cache))
-    monkeypatch.setattr(module, "out", module.Console(width=200))
-    monkeypatch.setattr(module, "err", module.Console(stderr=True, width=400))
+    monkeypatch.setattr(console, "out", console.Console(width=200))
+    monkeypatch.setattr(console, "err", console.Console(stderr=True, width=400))
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["saferegion", *map(str, words)])
@@ -54,7 +56,7 @@ def other_encoder(path: Path) -> Path:
 
 
 def test_help_names_every_command() -> None:
-    shown = subprocess.run([sys.executable, "-m", "saferegion.cli", "--help"], capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-m", "saferegion_lab.cli", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     for command in ("demo", "concepts", "compile", "inspect", "import", "export", "verify", "bench"):
         assert command in shown.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from saferegion import demo
+from saferegion_lab import demo
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saferegion import Conditioning, SafeRegionError, microworld
-from saferegion.microworld.model import TOKENIZER, MicroWorld
+from saferegion import Conditioning, SafeRegionError
+from saferegion_lab import microworld
+from saferegion_lab.microworld.model import TOKENIZER, MicroWorld
 
 diffusers = pytest.importorskip("diffusers")
 
-from saferegion import denoisers  # noqa: E402
+from saferegion_lab import denoisers  # noqa: E402
 
 torch.set_num_threads(1)
 

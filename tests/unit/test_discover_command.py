@@ -17,10 +17,12 @@ import yaml
 from PIL import Image
 from test_discovery import FRESH_BRING, NEUTRAL, World, encode, recipe
 
-from saferegion import SafeRegion, cli, discover_command, load_directions
-from saferegion.cli import REFUSED
-from saferegion.curve import loss_curve
-from saferegion.recipes import recipe_text
+from saferegion import SafeRegion, load_directions
+from saferegion.learn.recipes import recipe_text
+from saferegion.view.curve import loss_curve
+from saferegion_lab import cli
+from saferegion_lab.cli import REFUSED, console
+from saferegion_lab.cli import discover as discover_command
 
 torch.set_num_threads(1)
 STEPS = 12
@@ -55,8 +57,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Runs the command line in this process: (exit code, standard output, standard error)."""
     monkeypatch.setenv("SAFE_REGION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cli, "out", cli.Console(width=200))
-    monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=400))
+    monkeypatch.setattr(console, "out", console.Console(width=200))
+    monkeypatch.setattr(console, "err", console.Console(stderr=True, width=400))
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["saferegion", "discover", *map(str, words)])

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from saferegion import SafeRegionError, encoders
-from saferegion.encoders import EncoderError, checkpoint, directory
+from saferegion import SafeRegionError
+from saferegion_lab import encoders
+from saferegion_lab.encoders import EncoderError, checkpoint, directory
 
 transformers = pytest.importorskip("transformers")
 BUNDLED = directory.BUNDLED_TOKENIZER

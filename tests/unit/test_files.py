@@ -15,8 +15,9 @@ from fakes import concept, concepts, direction, fingerprint, metric, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saferegion import ConceptDirections, Direction, SafeRegionError, files, load_directions
+from saferegion import ConceptDirections, Direction, SafeRegionError, load_directions
 from saferegion.errors import DirectionFileError
+from saferegion.guard import files
 
 PLAIN = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=60)
 

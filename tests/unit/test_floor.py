@@ -10,9 +10,9 @@ import torch
 from fakes import FakeEncoder, benign_prompts, concept, direction, fingerprint, frost, same_bits
 
 from saferegion import Choice, ConceptDirections, Conditioning, Guard, Library, SafeRegion, SafeRegionError, Selection
-from saferegion import library as libraries
 from saferegion.errors import NotSeparableError, RecipeError
 from saferegion.floor import AGE, NAMES, SEXUAL, TIGHT, YOUNG, Floor, tightened
+from saferegion.guard import library as libraries
 
 WIDTH = 6
 EYE = torch.eye(WIDTH, dtype=torch.float64)

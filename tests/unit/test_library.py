@@ -11,8 +11,9 @@ import pytest
 from fakes import FakeEncoder, benign_prompts, concepts, fire, frost, same_bits
 
 import saferegion
-from saferegion import ConceptDirections, Library, SafeRegionError, library, load_concept, load_directions
+from saferegion import ConceptDirections, Library, SafeRegionError, load_concept, load_directions
 from saferegion.errors import DirectionFileError, EncoderMismatchError, RecipeError
+from saferegion.guard import library
 
 RECIPE = """\
 format: saferegion-recipe/1

@@ -9,11 +9,11 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from saferegion.microworld import load, neutral_prompts
-from saferegion.microworld.judge import HEADS
-from saferegion.microworld.model import DATA
-from saferegion.microworld.prompts import SETS, content, held_out_words, neutral
-from saferegion.microworld.scenes import ASSOCIATION, sample_scene
+from saferegion_lab.microworld import load, neutral_prompts
+from saferegion_lab.microworld.judge import HEADS
+from saferegion_lab.microworld.model import DATA
+from saferegion_lab.microworld.prompts import SETS, content, held_out_words, neutral
+from saferegion_lab.microworld.scenes import ASSOCIATION, sample_scene
 from tests.microworld.draw import draw
 from tests.microworld.train_judge import truth
 

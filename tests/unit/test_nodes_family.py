@@ -46,7 +46,7 @@ class Setup:
     """A family, found from the probes of one text encoder, and a guard against fire on it."""
 
     def __init__(self, pack: Callable[[str], ModuleType], family: ModuleType, text: Text, **options: Any) -> None:
-        core, selection = pack("saferegion"), pack("saferegion.selection")
+        core, selection = pack("saferegion"), pack("saferegion.guard.selection")
         concept = core.Concept.from_pairs("on fire", list(fire().pairs), neutral=list(fire().neutral))
         self.text, self.error = text, pack("saferegion.errors").ConditioningError
         self.family = family.Family.of([text(p) for p in pack("saferegion.fingerprint").PROBES], **options)

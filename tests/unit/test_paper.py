@@ -10,7 +10,7 @@ from fakes import same_bits
 
 from saferegion import Conditioning, SafeRegion, import_paper_vector, load_directions
 from saferegion.errors import DirectionFileError
-from saferegion.paper import LARGEST, export_paper_vector
+from saferegion.learn.paper_vector import LARGEST, export_paper_vector
 
 B = torch.linspace(-1, 2, 77).reshape(1, 77, 1)
 A = torch.randn(1, 1, 768, generator=torch.Generator().manual_seed(0)) / 20

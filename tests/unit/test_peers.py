@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from saferegion import microworld
-from saferegion.bench import peers
-from saferegion.bench.peers import attacks, measure
-from saferegion.bench.peers.base import PHRASES, Guard, Prompts, paint
-from saferegion.bench.peers.ours import Ours
-from saferegion.bench.peers.sld import PUBLISHED, SLD
-from saferegion.bench.peers.textual import Leace, NegativePrompt, Safree, Surgery
-from saferegion.bench.peers.transfer import Stacked
-from saferegion.bench.peers.weights import ESD, UCE, cross_attentions
+from saferegion_lab import microworld
+from saferegion_lab.bench import peers
+from saferegion_lab.bench.peers import attacks, measure
+from saferegion_lab.bench.peers.base import PHRASES, Guard, Prompts, paint
+from saferegion_lab.bench.peers.ours import Ours
+from saferegion_lab.bench.peers.sld import PUBLISHED, SLD
+from saferegion_lab.bench.peers.textual import Leace, NegativePrompt, Safree, Surgery
+from saferegion_lab.bench.peers.transfer import Stacked
+from saferegion_lab.bench.peers.weights import ESD, UCE, cross_attentions
 
 STEPS = 4
 TEXTS = ["a red house on fire", "a blue boat on a meadow", "a baker by a volcano"]
@@ -134,7 +134,7 @@ def test_safree_takes_triggers_off_the_concept_and_gives_back_the_late_steps(wor
 
 def test_leace_leaves_nothing_linear_between_unsafe_and_safe(world) -> None:
     guard = Leace().prepare(world)
-    from saferegion.bench.peers.ours import recipe
+    from saferegion_lab.bench.peers.ours import recipe
 
     pairs = recipe().pairs
     ids = world.tokenize([p for pair in pairs for p in pair])
@@ -226,7 +226,7 @@ def test_the_frechet_distance_of_a_set_from_itself_is_zero_and_grows_with_a_shif
 def test_the_command_writes_a_table_json_and_a_plot(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from saferegion.cli import app
+    from saferegion_lab.cli import app
 
     out, plot = tmp_path / "peers.json", tmp_path / "peers.png"
     args = ["bench", "peers", "--pictures", "4", "--attacked", "0", "--steps", "2", "-g", "no guard"]

@@ -10,8 +10,8 @@ from saferegion.conditioning import Conditioning
 from saferegion.directions import ConceptDirections, Direction
 from saferegion.errors import SafeRegionError
 from saferegion.fingerprint import Fingerprint
-from saferegion.picture import BAND, heat_map
 from saferegion.region import SafeRegion
+from saferegion.view.heat_map import BAND, heat_map
 
 
 def report(outside: float):

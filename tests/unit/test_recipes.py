@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from saferegion import Concept, SafeRegionError
 from saferegion.errors import RecipeError
-from saferegion.recipes import LARGEST, LONGEST, read_neutral, read_recipe
+from saferegion.learn.recipes import LARGEST, LONGEST, read_neutral, read_recipe
 
 GOOD = """\
 format: saferegion-recipe/1

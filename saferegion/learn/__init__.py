@@ -1,0 +1,1 @@
+"""From prompts to directions: recipes, and the vectors published with the paper."""

@@ -1,0 +1,5 @@
+"""``python -m saferegion_lab.cli``."""
+
+from . import main
+
+main()

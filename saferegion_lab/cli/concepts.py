@@ -1,0 +1,165 @@
+"""``saferegion concepts``: list, show, begin and measure recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from saferegion.errors import SafeRegionError
+
+from . import console
+from .encoder import DeviceOption, EncoderOption, TokenizerOption, directions_of, encoder_of
+
+app = typer.Typer(no_args_is_help=True, help="The concepts that can be named.")
+
+
+@app.command("list")
+def concepts_list(as_json: console.JsonOption = False) -> None:
+    """List the bundled concepts."""
+    from saferegion.guard.library import Library
+    from saferegion.learn.recipes import Concept
+
+    library = Library()
+    rows = [(name, library.find(name)) for name in library.names()]
+    if as_json:
+        console.print_json(
+            [
+                {
+                    "name": n,
+                    "title": c.title,
+                    "kind": c.kind,
+                    "version": c.version,
+                    "licence": c.licence,
+                    "pairs": len(c.pairs) if isinstance(c, Concept) else None,
+                }
+                for n, c in rows
+            ]
+        )
+        return
+    table = Table("name", "title", "kind", "version", "pairs", "own neutral prompts")
+    for name, c in rows:
+        pairs, own = (len(c.pairs), len(c.neutral)) if isinstance(c, Concept) else ("compiled", "")
+        table.add_row(name, c.title, c.kind, str(c.version), str(pairs), str(own))
+    console.out.print(table)
+
+
+@app.command("show")
+def concepts_show(
+    name: Annotated[str, typer.Argument(help="A bundled concept, or a recipe or direction file.")],
+    as_json: console.JsonOption = False,
+) -> None:
+    """Show what a concept is made of."""
+    from saferegion.guard.library import load_concept
+    from saferegion.learn.recipes import Concept
+
+    c = load_concept(name)
+    if not isinstance(c, Concept):
+        console.show_directions(c, as_json)
+        return
+    if as_json:
+        console.print_json(
+            {
+                "name": c.name,
+                "title": c.title,
+                "kind": c.kind,
+                "version": c.version,
+                "licence": c.licence,
+                "description": c.description,
+                "pairs": c.pairs,
+                "neutral": c.neutral,
+            }
+        )
+        return
+    console.out.print(f"[bold]{c.title}[/bold] ({c.name}, {c.kind}, version {c.version}, {c.licence})", highlight=False)
+    console.out.print(c.description, highlight=False, markup=False)
+    table = Table("unsafe", "safe")
+    for unsafe, safe in c.pairs:
+        table.add_row(unsafe, safe)
+    console.out.print(table)
+    console.out.print("benign near neighbours: " + "; ".join(c.neutral), highlight=False, markup=False)
+
+
+@app.command("new")
+def concepts_new(
+    path: Annotated[Path, typer.Argument(help="The recipe to write, NAME.yaml.")],
+    avoid: Annotated[list[str], typer.Option(help="A word or phrase to keep out; repeatable.")],
+    instead: Annotated[list[str] | None, typer.Option(help="What may stand in its place; repeatable.")] = None,
+    sentence: Annotated[list[str] | None, typer.Option(help="A sentence with {} where it goes; repeatable.")] = None,
+    title: Annotated[str, typer.Option(help="What people read.")] = "",
+) -> None:
+    """Write a recipe from a few words, to be filled up by hand and measured with 'concepts check'."""
+    from saferegion.core.writing import write_whole
+    from saferegion.learn.recipes import Concept, read_recipe, recipe_text
+
+    if path.exists():
+        raise SafeRegionError(f"{path} is there already; give another name.")
+    concept = Concept.from_words(path.stem, avoid, instead or (), sentence or ())
+    if concept.name != path.stem or path.suffix not in (".yaml", ".yml"):
+        raise SafeRegionError(f"Call the file {concept.name}.yaml: a concept is called like its file.")
+    write_whole(path, recipe_text(concept, title).encode())
+    read_recipe(path)
+    console.out.print(f"written: {path} ({len(concept.pairs)} pairs)", highlight=False)
+
+
+@app.command("check")
+def concepts_check(
+    name: Annotated[str, typer.Argument(help="A bundled concept or a recipe file.")],
+    encoder: EncoderOption,
+    device: DeviceOption = "cpu",
+    tokenizer: TokenizerOption = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Measure a recipe on a text encoder: what it finds, what it moves that it should not, which pairs say nothing."""
+    from dataclasses import asdict
+
+    from saferegion.guard.library import Library
+    from saferegion.learn.recipes import Concept
+
+    from ..check import check
+
+    loaded = encoder_of(encoder, device, tokenizer)
+    library = Library(loaded.folders)
+    concept = library.find(name)
+    if not isinstance(concept, Concept):
+        raise SafeRegionError(f"{name} is a direction file; only a recipe can be checked.")
+    (directions,) = directions_of(loaded, [name])
+    others = [c for c in library.recipes() if c.name != concept.name]
+    with console.err.status("measuring"):
+        found = check(
+            concept, directions, loaded.encode, loaded.neutral or library.neutral(), others, loaded.token_strings
+        )
+    if as_json:
+        console.print_json(asdict(found))
+        return
+    figures = Table("what", "share", title=f"{concept.title or concept.name} on {loaded.family}")
+    figures.add_row("unsafe prompts found", f"{found.found:.1%}")
+    figures.add_row("safe prompts left alone", f"{found.spared:.1%}")
+    if found.own_inside is not None:
+        figures.add_row("own neutral prompts left alone", f"{found.own_inside:.1%}")
+    figures.add_row("shared neutral prompts left alone", f"{found.neutral_inside:.2%}")
+    for other, share in found.nearest:
+        figures.add_row(f"unsafe prompts of '{other}' found too", f"{share:.1%}")
+    console.out.print(figures)
+    spaces = Table("space", "separation (AUC)", "threshold (sd)", "found")
+    for space in sorted(k.removesuffix(".area") for k in found.calibration if k.endswith(".area")):
+        area, border, hits = (found.calibration[f"{space}.{k}"] for k in ("area", "border", "found"))
+        spaces.add_row(space, f"{area:.3f}", f"{border:.2f}", f"{hits:.1%}")
+    console.out.print(spaces)
+    for title, rows in (
+        ("unsafe prompts that are not found", found.missed),
+        ("benign prompts that are moved", found.caught),
+        ("tokens that drive it", found.words),
+    ):
+        if rows:
+            table = Table(title, "sd from the border")
+            for text, z in rows:
+                table.add_row(text, f"{z:+.2f}")
+            console.out.print(table)
+    if found.faint:
+        table = Table("unsafe", "safe", "lead (sd)", title="pairs that do not contrast")
+        for unsafe, safe, lead in found.faint:
+            table.add_row(unsafe, safe, f"{lead:+.2f}")
+        console.out.print(table)

@@ -1,0 +1,66 @@
+"""The text encoder that a command names, with the concepts and neutral prompts that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console
+
+if TYPE_CHECKING:
+    from saferegion.conditioning import Conditioning
+    from saferegion.directions import ConceptDirections
+
+MICROWORLD = "microworld"
+
+EncoderOption = Annotated[
+    str,
+    typer.Option(
+        "--encoder",
+        "-e",
+        help="A transformers directory (CLIP, T5 …), a diffusers directory, a Stable Diffusion checkpoint "
+        f"(.safetensors), or '{MICROWORLD}', the tiny model inside this package.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="Where the encoder runs: cpu, cuda, cuda:1, mps.")]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(help="Tokenizer directory for a checkpoint (default: the CLIP tokenizer in this package)."),
+]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder named on the command line, with the concepts and neutral prompts that go with it."""
+
+    encode: Callable[[list[str]], Conditioning]
+    token_strings: Callable[[str], list[str]]
+    family: str
+    folders: tuple[Path, ...] = ()
+    neutral: tuple[str, ...] | None = None
+
+
+def encoder_of(name: str, device: str, tokenizer: Path | None) -> Encoder:
+    if name == MICROWORLD:
+        from .. import microworld
+
+        world = microworld.load(device)
+        return Encoder(world.encode, world.token_strings, MICROWORLD, (microworld.DATA,), microworld.neutral_prompts())
+    from .. import encoders
+
+    with console.err.status("reading the text encoder"):
+        loaded = encoders.load(name, device=device, tokenizer=tokenizer)
+    return Encoder(loaded, loaded.token_strings, loaded.family)
+
+
+def directions_of(encoder: Encoder, names: list[str]) -> list[ConceptDirections]:
+    from saferegion.guard.library import Library
+
+    with console.progress("compiling on the text encoder") as told:
+        return Library(encoder.folders).directions(
+            list(names), encoder.encode, encoder.neutral, told, family=encoder.family
+        )
