@@ -10,8 +10,8 @@ import comfy.ldm.modules.attention
 import torch
 from comfy import model_base, model_management
 
-from ..saferegion.conditioning import Conditioning
-from ..saferegion.errors import SafeRegionError
+from ..saferegion.core.conditioning import Conditioning
+from ..saferegion.core.errors import SafeRegionError
 
 PIXELS = 8
 HEADROOM = 4

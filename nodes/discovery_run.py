@@ -15,8 +15,8 @@ import torch
 from comfy import model_management
 
 from .. import saferegion as sr
-from ..saferegion.conditioning import Conditioning
-from ..saferegion.fingerprint import Fingerprint
+from ..saferegion.core.conditioning import Conditioning
+from ..saferegion.core.fingerprint import Fingerprint
 from . import files
 from .denoiser import PIXELS, HostDenoiser
 from .encoder import TextEncoder
@@ -84,7 +84,7 @@ class Run:
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
-    def discover(self, recipe: sr.Concept, steps: int, seed: int, pictures: int, prompts: int) -> sr.ConceptDirections:
+    def discover(self, recipe: sr.Concept, steps: int, seed: int, pictures: int, prompts: int) -> sr.Direction:
         """Directions; nothing is left behind where it fails or is interrupted."""
         from ..saferegion.discovery import discover
 
@@ -96,7 +96,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="safe-region-", dir=folder) as kept:
 
-            def attempt(recompute: bool) -> sr.ConceptDirections:
+            def attempt(recompute: bool) -> sr.Direction:
                 with torch.inference_mode(False):
                     return discover(
                         recipe,
@@ -138,7 +138,7 @@ class Run:
 
     # -- pictures ------------------------------------------------------------------------------------------------------
 
-    def curve(self, found: sr.ConceptDirections) -> torch.Tensor:
+    def curve(self, found: sr.Direction) -> torch.Tensor:
         """float32 ``[1, H, W, 3]`` in 0..1."""
         from ..saferegion.view.curve import loss_curve
 
@@ -146,7 +146,7 @@ class Run:
         return torch.from_numpy(drawn.astype("float32") / 255).unsqueeze(0)
 
     def preview(
-        self, recipe: sr.Concept, found: sr.ConceptDirections, chosen: sr.Selection, prompts: int, seed: int
+        self, recipe: sr.Concept, found: sr.Direction, chosen: sr.Selection, prompts: int, seed: int
     ) -> torch.Tensor:
         """Without a guard above, guarded below: float32 ``[1, H, W, 3]`` in 0..1."""
         self.tell(f"{recipe.title or recipe.name}: painting the preview")
@@ -160,7 +160,7 @@ class Run:
                 row.append(self._paint(positive, empty, seed + number))
         return _grid([[self._decode(latent) for latent in row] for row in rows])
 
-    def _shown(self, recipe: sr.Concept, found: sr.ConceptDirections, prompts: int) -> list[str]:
+    def _shown(self, recipe: sr.Concept, found: sr.Direction, prompts: int) -> list[str]:
         pairs = recipe.pairs
         said = [pairs[i * len(pairs) // SHOWN][0] for i in range(min(SHOWN, len(pairs)))]
         region, scored = sr.SafeRegion([found]), []

@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from comfy import model_management
 
-from ..saferegion.conditioning import Conditioning
-from ..saferegion.errors import ConditioningError
-from ..saferegion.fingerprint import PROBES, Fingerprint
+from ..saferegion.core.conditioning import Conditioning
+from ..saferegion.core.errors import ConditioningError
+from ..saferegion.core.fingerprint import PROBES, Fingerprint
 from .family import Family, Output
 
 log = logging.getLogger("saferegion")

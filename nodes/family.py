@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from ..saferegion.conditioning import Conditioning, Space
-from ..saferegion.errors import ConditioningError
+from ..saferegion.core.conditioning import Conditioning, Space
+from ..saferegion.core.errors import ConditioningError
 from ..saferegion.guard.selection import Guard, GuardReport
 
 TOKENS, CLIP_ROWS, T5_ROWS = "tokens", "clip", "t5"

@@ -49,7 +49,7 @@ def everything() -> sr.Selection:
     return sr.Selection().add(*(sr.Choice(name) for name in bundled()))
 
 
-def read(name: str) -> sr.Concept | sr.ConceptDirections:
+def read(name: str) -> sr.Concept | sr.Direction:
     """A recipe or a direction file of the user's folder."""
     path = files.path_of(name)
     return sr.load_directions(path) if path.suffix == files.SUFFIX else sr.read_recipe(path)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..saferegion.conditioning import Conditioning
+from ..saferegion.core.conditioning import Conditioning
 from ..saferegion.guard.selection import GuardReport
 from ..saferegion.view.heat_map import heat_map
 

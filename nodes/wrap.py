@@ -11,8 +11,8 @@ import comfy.patcher_extension
 import torch
 from comfy import model_management
 
-from ..saferegion.errors import ConditioningError, SafeRegionError
-from ..saferegion.fingerprint import Fingerprint
+from ..saferegion.core.errors import ConditioningError, SafeRegionError
+from ..saferegion.core.fingerprint import Fingerprint
 from ..saferegion.guard.selection import NO_FLOOR, Guard, GuardReport, Selection
 from .encoder import STATES, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
 from .family import Family

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from saferegion.conditioning import Conditioning
-from saferegion.directions import ConceptDirections
-from saferegion.fit import BATCH, Encode
-from saferegion.geometry import scores
+from saferegion.core.conditioning import Conditioning
+from saferegion.core.direction import Direction
+from saferegion.learn.compile import BATCH, Encode
+from saferegion.core.geometry import scores
 from saferegion.learn.recipes import Concept
-from saferegion.region import SafeRegion
+from saferegion.core.region import SafeRegion
 
 WORST = 8
 """Most rows of each list."""
@@ -48,7 +48,7 @@ class Check:
 
 def check(
     concept: Concept,
-    directions: ConceptDirections,
+    directions: Direction,
     encode: Encode,
     neutral: Sequence[str],
     others: Iterable[Concept] = (),
@@ -103,7 +103,7 @@ def _first(rows: list[tuple[float, str]]) -> tuple[tuple[str, float], ...]:
 
 
 def _words(
-    directions: ConceptDirections, encode: Encode, prompts: Sequence[str], strings: Callable[[str], list[str]]
+    directions: Direction, encode: Encode, prompts: Sequence[str], strings: Callable[[str], list[str]]
 ) -> tuple[tuple[str, float], ...]:
     total: dict[str, list[float]] = {}
     for start in range(0, len(prompts), BATCH):
@@ -118,7 +118,7 @@ def _words(
     return tuple((word, round(z, 3)) for z, word in best[:WORST])
 
 
-def _tokens_outside(directions: ConceptDirections, c: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens_outside(directions: Direction, c: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
     """Distances outside the border of every token of the first space ``[B, T]``, and which may move."""
     space = (c.spaces or ())[0]
     d = directions.spaces[space.name]

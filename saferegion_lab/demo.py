@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from saferegion.core.writing import write_whole
 from saferegion.guard.library import Library
-from saferegion.region import SafeRegion
+from saferegion.core.region import SafeRegion
 from saferegion.view.heat_map import font, text_width
 
 from . import microworld

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from saferegion.conditioning import Conditioning
-from saferegion.errors import SafeRegionError
+from saferegion.core.conditioning import Conditioning
+from saferegion.core.errors import SafeRegionError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PIXELS = 8

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from saferegion.conditioning import Conditioning
-from saferegion.fingerprint import PROBES, Fingerprint
+from saferegion.core.conditioning import Conditioning
+from saferegion.core.fingerprint import PROBES, Fingerprint
 
 from .layout import Layout, tokens_of, vector_of
 from .refusal import SafeRegionRefused

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from saferegion.conditioning import MEAN, POOLED
+from saferegion.core.conditioning import MEAN, POOLED
 from saferegion.guard.selection import NO_FLOOR, Guard, GuardReport
 
 from . import schedules

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saferegion.directions import ConceptDirections
+from saferegion.core.direction import Direction
 from saferegion.floor import Floor
 from saferegion.guard.library import RECIPE_SUFFIXES, Library
 from saferegion.guard.selection import Choice, Guard, Selection
@@ -45,7 +45,7 @@ class _Known:
 
     loaded: Loaded
     encoder: HostEncoder
-    directions: dict[Any, ConceptDirections] = field(default_factory=dict)
+    directions: dict[Any, Direction] = field(default_factory=dict)
     guards: OrderedDict[Any, Guard] = field(default_factory=OrderedDict)
     floors: dict[Any, Floor | None] = field(default_factory=dict)
 
@@ -95,13 +95,13 @@ class Guards:
                 known.floors = {stamp: library().floor(known.encoder, progress, family=known.encoder.family)}
         return known.floors[stamp]
 
-    def directions(self, checkpoint: Any, names: Sequence[str]) -> list[ConceptDirections]:
+    def directions(self, checkpoint: Any, names: Sequence[str]) -> list[Direction]:
         """Of concepts by name, for the encoder of ``checkpoint`` without extra networks. Raises as :meth:`get`."""
         return self._directions(checkpoint, [(name, _stamp(name)) for name in names], None)[1]
 
     def _directions(
         self, checkpoint: Any, concepts: Sequence[tuple[str | Concept, Any]], networks: Mapping[str, Any] | None
-    ) -> tuple[_Known, list[ConceptDirections]]:
+    ) -> tuple[_Known, list[Direction]]:
         neutral = _stamp(NEUTRAL)
         known = next((k for k in self._known if k.loaded.same(checkpoint)), None)
         missing = [(c, s) for c, s in concepts if known is None or (s, neutral) not in known.directions]

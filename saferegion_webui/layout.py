@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from saferegion.conditioning import Conditioning, Space
-from saferegion.fingerprint import Fingerprint
+from saferegion.core.conditioning import Conditioning, Space
+from saferegion.core.fingerprint import Fingerprint
 
 from .refusal import SafeRegionRefused
 

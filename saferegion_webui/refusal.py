@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saferegion.errors import SafeRegionError
+from saferegion.core.errors import SafeRegionError
 
 
 class SafeRegionRefused(SafeRegionError):

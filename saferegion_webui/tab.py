@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from saferegion.errors import SafeRegionError
+from saferegion.core.errors import SafeRegionError
 from saferegion.guard.files import load_directions
 from saferegion.learn.recipes import RECIPE_FORMAT, Concept, read_recipe
 

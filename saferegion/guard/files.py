@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..directions import ConceptDirections
-from ..errors import DirectionFileError, SafeRegionError
+from ..core.direction import Direction
+from ..core.errors import DirectionFileError, SafeRegionError
 from ..file_format import FORMAT
 
 LARGEST = 256 * 2**20
@@ -22,7 +22,7 @@ _HEADER = 8
 _LARGEST_HEADER = 2**20
 
 
-def load_directions(path: str | Path) -> ConceptDirections:
+def load_directions(path: str | Path) -> Direction:
     """Read a direction file, or refuse it.
 
     Raises:
@@ -31,7 +31,7 @@ def load_directions(path: str | Path) -> ConceptDirections:
     path = Path(path)
     metadata, tensors = _read(path)
     try:
-        return ConceptDirections.of_file(metadata, tensors)
+        return Direction.of_file(metadata, tensors)
     except DirectionFileError as error:
         raise DirectionFileError(f"{path.name}: {error}") from None
     except SafeRegionError as error:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..directions import ConceptDirections
-from ..errors import DirectionFileError, NotSeparableError, RecipeError, SafeRegionError
-from ..fingerprint import Fingerprint, fingerprint_of
-from ..fit import BATCH, METHOD, Encode, Progress, compile_many
+from ..core.direction import Direction
+from ..core.errors import DirectionFileError, NotSeparableError, RecipeError, SafeRegionError
+from ..core.fingerprint import Fingerprint, fingerprint_of
+from ..learn.compile import BATCH, METHOD, Encode, Progress, compile_many
 from ..floor import NAMES, Floor
 from ..learn.bundled import neutral_prompts, vectors_folder
 from ..learn.recipes import NEUTRAL, Concept, read_neutral, read_recipe
@@ -45,7 +45,7 @@ def _read_neutral(path: Path, changed: int, size: int) -> tuple[str, ...]:
     return read_neutral(path)
 
 
-def load_concept(name: str | os.PathLike[str]) -> Concept | ConceptDirections:
+def load_concept(name: str | os.PathLike[str]) -> Concept | Direction:
     """A bundled concept by its name, or a recipe (``.yaml``) or direction file (``.safetensors``) by its path.
 
     Raises:
@@ -99,7 +99,7 @@ class Library:
                     return _read_neutral(path, status.st_mtime_ns, status.st_size)
         return neutral_prompts()
 
-    def find(self, name: str | os.PathLike[str]) -> Concept | ConceptDirections:
+    def find(self, name: str | os.PathLike[str]) -> Concept | Direction:
         """See :func:`load_concept`."""
         text = os.fspath(name)
         path = Path(text)
@@ -118,7 +118,7 @@ class Library:
         )
 
     @staticmethod
-    def _named(path: Path, name: str) -> Concept | ConceptDirections:
+    def _named(path: Path, name: str) -> Concept | Direction:
         found = load_directions(path) if path.suffix == ".safetensors" else read_recipe(path)
         if isinstance(found, Concept) and found.name != name:
             raise RecipeError(f"{path.name}: 'name' must be '{name}', as the file is called; got '{found.name}'.")
@@ -126,14 +126,14 @@ class Library:
 
     def directions(
         self,
-        concepts: Sequence[str | os.PathLike[str] | Concept | ConceptDirections],
+        concepts: Sequence[str | os.PathLike[str] | Concept | Direction],
         encode: Encode,
         neutral: Sequence[str] | None = None,
         progress: Progress | None = None,
         *,
         batch_size: int = BATCH,
         family: str = "",
-    ) -> list[ConceptDirections]:
+    ) -> list[Direction]:
         """Directions of ``concepts`` for the encoder behind ``encode``: read from the cache, compiled where missing.
 
         ``neutral``: benign prompts that calibrate (None: :meth:`neutral`).
@@ -146,12 +146,12 @@ class Library:
         if neutral is None:
             neutral = self.neutral()
         neutral = [n for n in neutral if n.strip()]
-        found = [c if isinstance(c, Concept | ConceptDirections) else self.find(c) for c in concepts]
+        found = [c if isinstance(c, Concept | Direction) else self.find(c) for c in concepts]
         encoder = fingerprint_of(encode)
-        ready: dict[int, ConceptDirections] = {}
+        ready: dict[int, Direction] = {}
         missing: list[int] = []
         for i, concept in enumerate(found):
-            if isinstance(concept, ConceptDirections):
+            if isinstance(concept, Direction):
                 if concept.encoder is not None:
                     concept.encoder.require(encoder, f"'{concept.concept}'")
                 ready[i] = concept
@@ -191,7 +191,7 @@ class Library:
             raise RecipeError(f"The floor beside children needs the recipes {', '.join(NAMES)}; install it again.")
         neutral = [n for n in self.neutral() if n.strip()]
         encoder = str(fingerprint_of(encode))
-        made: list[ConceptDirections] = []
+        made: list[Direction] = []
         wanted = [c for c in concepts if (encoder, c.digest(neutral)) not in _UNKNOWN]
         try:
             made = self.directions(wanted, encode, neutral, progress, batch_size=batch_size, family=family)
@@ -210,7 +210,7 @@ class Library:
         widths = "-".join(f"{n}{w}" for n, w in encoder.widths)
         return folder / f"{concept}-{recipe[:16]}-fit{METHOD}-{widths}"
 
-    def _cached(self, concept: Concept, recipe: str, encoder: Fingerprint) -> ConceptDirections | None:
+    def _cached(self, concept: Concept, recipe: str, encoder: Fingerprint) -> Direction | None:
         stem = self._file(concept.name, recipe, encoder)
         try:
             candidates = sorted(stem.parent.glob(f"{stem.name}-*.safetensors"))
@@ -227,7 +227,7 @@ class Library:
                 found.append((directions.encoder.distance(encoder), directions))
         return min(found, key=lambda f: f[0])[1] if found else None
 
-    def _keep(self, directions: ConceptDirections) -> None:
+    def _keep(self, directions: Direction) -> None:
         if directions.encoder is None:
             raise SafeRegionError("Only directions of a known encoder are kept.")
         stem = self._file(directions.concept, directions.recipe, directions.encoder)

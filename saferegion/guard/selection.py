@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..conditioning import MEAN, Conditioning
-from ..directions import ConceptDirections
-from ..errors import SafeRegionError
-from ..fit import BATCH, Encode, Progress
+from ..core.conditioning import MEAN, Conditioning
+from ..core.direction import Direction
+from ..core.errors import SafeRegionError
+from ..learn.compile import BATCH, Encode, Progress
 from ..floor import Floor
 from ..learn.recipes import Concept
-from ..region import MODES, STRONGEST, SafeRegion
-from ..report import Finding, Report
+from ..core.region import MODES, STRONGEST, SafeRegion
+from ..core.report import Finding, Report
 from .library import Library
 
 ORDER = ("steer", "erase", "project")
@@ -30,7 +30,7 @@ class Choice:
         mode: ``project``, ``steer`` or ``erase``.
     """
 
-    concept: str | Concept | ConceptDirections
+    concept: str | Concept | Direction
     strength: float = 1.0
     mode: str = "project"
 
@@ -101,7 +101,7 @@ class Guard:
     floor: Floor | None
 
     @classmethod
-    def of(cls, selection: Selection, directions: Sequence[ConceptDirections], floor: Floor | None) -> Guard:
+    def of(cls, selection: Selection, directions: Sequence[Direction], floor: Floor | None) -> Guard:
         """From the directions of the selection's choices, in their order, and :meth:`Library.floor`."""
         regions = []
         for mode in ORDER:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ..core.writing import write_whole
-from ..directions import ConceptDirections, Direction
-from ..errors import DirectionFileError, SafeRegionError
+from ..core.direction import Direction, Direction
+from ..core.errors import DirectionFileError, SafeRegionError
 
 LARGEST = 64 * 2**20
 WIDEST = 2**20
@@ -21,7 +21,7 @@ WINDOW = (0.4, 1.0)
 
 def import_paper_vector(
     path: str | Path, concept: str, *, title: str = "", window: tuple[float, float] = WINDOW, licence: str = ""
-) -> ConceptDirections:
+) -> Direction:
     """Read a published ``.pth``: two float tensors, ``b`` [1, L, 1] and ``a`` [1, 1, D].
 
     The result steers (it has no border): mode ``steer`` at strength β adds β·b_t·a to token t. It carries no
@@ -68,7 +68,7 @@ def import_paper_vector(
         raise DirectionFileError(f"{path.name}: a or b holds NaN, infinity or nothing but zeros.")
     normal = (-a.double() / a.double().square().sum()).float()
     direction = Direction(normal=normal.unsqueeze(0), shift=-a.unsqueeze(0), weight=b)
-    return ConceptDirections(
+    return Direction(
         concept=concept,
         title=title or concept,
         spaces={"tokens": direction},
@@ -83,7 +83,7 @@ def _words(names: Mapping[str, object]) -> str:
     return ", ".join(repr(n[:40]) for n in sorted(names)[:6]) or "nothing"
 
 
-def export_paper_vector(directions: ConceptDirections, path: str | Path) -> Path:
+def export_paper_vector(directions: Direction, path: str | Path) -> Path:
     """Write the two tensors ``b`` [1, L, 1] and ``a`` [1, 1, D] that the paper's code adds as β·(b ⊗ a).
 
     Raises:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..directions import KINDS
-from ..errors import RecipeError
+from ..core.direction import KINDS
+from ..core.errors import RecipeError
 
 RECIPE_FORMAT = "saferegion-recipe/1"
 NEUTRAL_FORMAT = "saferegion-neutral/1"

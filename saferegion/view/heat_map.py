@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import SafeRegionError
-from ..report import Report
+from ..core.errors import SafeRegionError
+from ..core.report import Report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -31,13 +31,13 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from saferegion.directions import ConceptDirections
-from saferegion.errors import SafeRegionError
-from saferegion.fit import area
+from saferegion.core.direction import Direction
+from saferegion.core.errors import SafeRegionError
+from saferegion.learn.compile import area
 from saferegion.guard.library import Library
 from saferegion.learn.bundled import vectors_folder
 from saferegion.learn.recipes import Concept, read_neutral
-from saferegion.region import SafeRegion
+from saferegion.core.region import SafeRegion
 
 from .. import encoders
 from . import machine, wilson
@@ -311,7 +311,7 @@ def _found(theme: str, name: str, unsafe: np.ndarray, coco: np.ndarray, harmless
     }
 
 
-def _concept(d: ConceptDirections) -> dict[str, Any]:
+def _concept(d: Direction) -> dict[str, Any]:
     return {"concept": d.concept, "title": d.title, "calibration": dict(d.calibration)}
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from saferegion.conditioning import Conditioning
+from saferegion.core.conditioning import Conditioning
 from saferegion.guard.library import Library
-from saferegion.region import SafeRegion
+from saferegion.core.region import SafeRegion
 
 from .. import microworld
 from ..microworld.prompts import SETS, EvalPrompt, content

@@ -18,11 +18,11 @@ import torch
 from rich.table import Table
 
 from saferegion import fit
-from saferegion.conditioning import Conditioning
-from saferegion.directions import ConceptDirections, Direction
-from saferegion.fingerprint import PROBES, Fingerprint
+from saferegion.core.conditioning import Conditioning
+from saferegion.core.direction import Direction, Direction
+from saferegion.core.fingerprint import PROBES, Fingerprint
 from saferegion.learn.recipes import Concept
-from saferegion.region import SafeRegion
+from saferegion.core.region import SafeRegion
 
 from . import machine
 
@@ -166,7 +166,7 @@ def _region(width: int, length: int, seed: int = 0) -> SafeRegion:
         one = {n: t[:, :1] for n, t in direction.tensors().items() if n in ("threshold", "mean", "deviation")}
         whole = replace(direction, **one)
         mark = Fingerprint((("tokens", width),), tuple([0.0] * 32))
-        found.append(ConceptDirections(f"concept-{k}", {"tokens": direction, "tokens_mean": whole}, mark))
+        found.append(Direction(f"concept-{k}", {"tokens": direction, "tokens_mean": whole}, mark))
     return SafeRegion(found)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from saferegion.conditioning import Conditioning
+from saferegion.core.conditioning import Conditioning
 from saferegion.discovery import discover_vector
 from saferegion.guard.library import load_concept
 from saferegion.learn.recipes import Concept
-from saferegion.region import SafeRegion
+from saferegion.core.region import SafeRegion
 
 from .. import microworld
 from ..microworld.prompts import SETS, EvalPrompt, content

@@ -12,7 +12,7 @@ except ImportError:
     sys.exit("The command line needs typer and rich: pip install 'saferegion[demo]'")
 
 from saferegion import __version__
-from saferegion.errors import SafeRegionError
+from saferegion.core.errors import SafeRegionError
 
 from . import bench, concepts, console, demo, directions, discover, export, prompts
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from saferegion.errors import SafeRegionError
+from saferegion.core.errors import SafeRegionError
 
 from . import console
 from .encoder import DeviceOption, EncoderOption, TokenizerOption, directions_of, encoder_of

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from saferegion.directions import ConceptDirections
+    from saferegion.core.direction import Direction
 
 out = Console()
 err = Console(stderr=True)
@@ -43,7 +43,7 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
 
-def plain(d: ConceptDirections) -> dict[str, Any]:
+def plain(d: Direction) -> dict[str, Any]:
     return {
         "concept": d.concept,
         "title": d.title,
@@ -60,7 +60,7 @@ def plain(d: ConceptDirections) -> dict[str, Any]:
     }
 
 
-def show_directions(d: ConceptDirections, as_json: bool) -> None:
+def show_directions(d: Direction, as_json: bool) -> None:
     if as_json:
         print_json(plain(d))
         return

@@ -68,7 +68,7 @@ def verify(
     as_json: console.JsonOption = False,
 ) -> None:
     """Check direction files, and whether they fit an encoder."""
-    from saferegion.fingerprint import fingerprint_of
+    from saferegion.core.fingerprint import fingerprint_of
     from saferegion.guard.files import load_directions
 
     found = [load_directions(f) for f in files]

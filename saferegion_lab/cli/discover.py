@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from saferegion.errors import DiscoverError, SafeRegionError
+from saferegion.core.errors import DiscoverError, SafeRegionError
 
 from . import console
 from .encoder import MICROWORLD
 
 if TYPE_CHECKING:
-    from saferegion.directions import ConceptDirections
+    from saferegion.core.direction import Direction
 
 STOPPED = 130
 RESUME = ".resume"
@@ -138,7 +138,7 @@ def discover_command(
         raise typer.Exit(STOPPED)
 
 
-def _discover(*what: Any, **how: Any) -> ConceptDirections:
+def _discover(*what: Any, **how: Any) -> Direction:
     """Directions, or nothing but one sentence; evidence already gathered stays for another try where memory ran out."""
     import torch
 
@@ -256,7 +256,7 @@ def _bar(stopped: Callable[[], bool]) -> Iterator[_Bar]:
         yield _Bar(bar, stopped)
 
 
-def _show(found: ConceptDirections, path: Path, plot: Path | None, early: bool) -> None:
+def _show(found: Direction, path: Path, plot: Path | None, early: bool) -> None:
     if early:
         console.out.print(
             f"stopped after {len(found.curve)} steps; the best so far is kept", style="yellow", highlight=False

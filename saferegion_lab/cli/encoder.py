@@ -12,8 +12,8 @@ import typer
 from . import console
 
 if TYPE_CHECKING:
-    from saferegion.conditioning import Conditioning
-    from saferegion.directions import ConceptDirections
+    from saferegion.core.conditioning import Conditioning
+    from saferegion.core.direction import Direction
 
 MICROWORLD = "microworld"
 
@@ -57,7 +57,7 @@ def encoder_of(name: str, device: str, tokenizer: Path | None) -> Encoder:
     return Encoder(loaded, loaded.token_strings, loaded.family)
 
 
-def directions_of(encoder: Encoder, names: list[str]) -> list[ConceptDirections]:
+def directions_of(encoder: Encoder, names: list[str]) -> list[Direction]:
     from saferegion.guard.library import Library
 
     with console.progress("compiling on the text encoder") as told:

@@ -28,7 +28,7 @@ def inspect(
     as_json: console.JsonOption = False,
 ) -> None:
     """Say how far prompts lie from the border of each concept, and what the guard does to them."""
-    from saferegion.region import SafeRegion
+    from saferegion.core.region import SafeRegion
 
     loaded = encoder_of(encoder, device, tokenizer)
     region = SafeRegion(directions_of(loaded, concept), strength, mode)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import pad
 
-from saferegion.conditioning import Conditioning, Space
-from saferegion.fingerprint import Fingerprint
+from saferegion.core.conditioning import Conditioning, Space
+from saferegion.core.fingerprint import Fingerprint
 
 from . import checkpoint, directory
 from .errors import EncoderError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from saferegion.errors import SafeRegionError
+from saferegion.core.errors import SafeRegionError
 
 
 class EncoderError(SafeRegionError):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from saferegion.conditioning import Conditioning
+from saferegion.core.conditioning import Conditioning
 
 from .judge import Judge, JudgeNet
 from .nets import Autoencoder, UNet

@@ -15,7 +15,7 @@ from comfyui_cases import CASES, GUARDS
 from host_servers import Host
 
 from saferegion import SafeRegion, load_directions
-from saferegion.fingerprint import Fingerprint
+from saferegion.core.fingerprint import Fingerprint
 from saferegion.guard.library import Library
 from saferegion_lab.microworld import DATA, MicroWorld, neutral_prompts
 from saferegion_lab.microworld.prompts import SETS

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saferegion import ConceptDirections, Conditioning, SafeRegion
-from saferegion.fingerprint import Fingerprint
+from saferegion.core.fingerprint import Fingerprint
 from saferegion.guard.library import Library
 from saferegion_lab.microworld import DATA, MicroWorld, neutral_prompts
 from saferegion_lab.microworld.prompts import SETS, EvalPrompt, content

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from saferegion.directions import ConceptDirections, Direction
-from saferegion.fingerprint import Fingerprint
+from saferegion.core.direction import Direction, Direction
+from saferegion.core.fingerprint import Fingerprint
 from saferegion.guard.files import load_directions
 from saferegion_lab.cli import REFUSED
 from saferegion_lab.cli.directions import OTHER_ENCODER
@@ -52,7 +52,7 @@ def other_encoder(path: Path) -> Path:
         normal=torch.eye(1, 16), shift=torch.eye(1, 16), threshold=torch.ones(1, 1), mean=torch.zeros(1, 1),
         deviation=torch.ones(1, 1), spread=torch.ones(1),
     )  # fmt: skip
-    return ConceptDirections("other", {"tokens": direction}, Fingerprint((("tokens", 16),), (0.1,) * 32)).save(path)
+    return Direction("other", {"tokens": direction}, Fingerprint((("tokens", 16),), (0.1,) * 32)).save(path)
 
 
 def test_help_names_every_command() -> None:

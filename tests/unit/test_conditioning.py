@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saferegion import Conditioning, SafeRegionError, Space
-from saferegion.errors import ConditioningError
+from saferegion.core.errors import ConditioningError
 
 TOKENS = torch.zeros(2, 5, 4)
 

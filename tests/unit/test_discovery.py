@@ -10,8 +10,8 @@ from fakes import _vector, same_bits
 
 import saferegion as sr
 from saferegion import discovery
-from saferegion.conditioning import Conditioning
-from saferegion.errors import DiscoverError, SafeRegionError
+from saferegion.core.conditioning import Conditioning
+from saferegion.core.errors import DiscoverError, SafeRegionError
 
 WIDTH, LENGTH = 24, 12
 FIRE = torch.from_numpy(_vector("fire axis", WIDTH)).float()
@@ -90,11 +90,11 @@ RUN = {"steps": 12, "pictures": 1, "sampling_steps": 6, "guidance": 2.0, "batch_
 
 
 @pytest.fixture(scope="module")
-def found() -> sr.ConceptDirections:
+def found() -> sr.Direction:
     return sr.discover(recipe(), encode, World(), NEUTRAL, **RUN)
 
 
-def compiled() -> sr.ConceptDirections:
+def compiled() -> sr.Direction:
     return sr.compile(recipe(), encode, NEUTRAL)
 
 
@@ -279,7 +279,7 @@ def test_a_recipe_without_contrast_is_told():
 # -- the published vector --------------------------------------------------------------------------------------------
 
 
-def vector(**options: object) -> sr.ConceptDirections:
+def vector(**options: object) -> sr.Direction:
     return sr.discover_vector(recipe(), encode, World(), steps=90, sampling_steps=10, batch_size=4, guidance=2.0,
                               prompts=[u for u, _ in recipe().pairs], rate=0.02, **options)  # fmt: skip
 

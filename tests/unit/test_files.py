@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saferegion import ConceptDirections, Direction, SafeRegionError, load_directions
-from saferegion.errors import DirectionFileError
+from saferegion.core.errors import DirectionFileError
 from saferegion.guard import files
 
 PLAIN = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=60)

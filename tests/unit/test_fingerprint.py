@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saferegion import Conditioning, Fingerprint, SafeRegionError, Space
-from saferegion.errors import EncoderMismatchError
-from saferegion.fingerprint import PROBES, TOLERANCE, fingerprint_of
+from saferegion.core.errors import EncoderMismatchError
+from saferegion.core.fingerprint import PROBES, TOLERANCE, fingerprint_of
 
 
 @pytest.fixture(scope="module")

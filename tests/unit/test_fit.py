@@ -9,9 +9,9 @@ import torch
 from fakes import ADJECTIVES, HELD_OUT, KNOWN, LENGTH, NOUNS, FakeEncoder, benign_prompts, fire, frost, same_bits
 
 from saferegion import Concept, ConceptDirections, Conditioning, SafeRegion, compile, compile_many
-from saferegion.errors import CompileError, SafeRegionError
-from saferegion.fingerprint import Fingerprint
-from saferegion.fit import OUTSIDE, RIDGE, Moments, area, border
+from saferegion.core.errors import CompileError, SafeRegionError
+from saferegion.core.fingerprint import Fingerprint
+from saferegion.learn.compile import OUTSIDE, RIDGE, Moments, area, border
 
 
 def test_it_tells_the_concept_from_everything_else(on_fire: ConceptDirections) -> None:

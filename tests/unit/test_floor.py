@@ -10,7 +10,7 @@ import torch
 from fakes import FakeEncoder, benign_prompts, concept, direction, fingerprint, frost, same_bits
 
 from saferegion import Choice, ConceptDirections, Conditioning, Guard, Library, SafeRegion, SafeRegionError, Selection
-from saferegion.errors import NotSeparableError, RecipeError
+from saferegion.core.errors import NotSeparableError, RecipeError
 from saferegion.floor import AGE, NAMES, SEXUAL, TIGHT, YOUNG, Floor, tightened
 from saferegion.guard import library as libraries
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saferegion import ConceptDirections, Conditioning, Direction, Fingerprint, SafeRegion, load_directions
-from saferegion.errors import SafeRegionError
+from saferegion.core.errors import SafeRegionError
 
 
 def concept(name: str, axis: int, inner: float | None = 0.0) -> ConceptDirections:

@@ -12,7 +12,7 @@ from fakes import FakeEncoder, benign_prompts, concepts, fire, frost, same_bits
 
 import saferegion
 from saferegion import ConceptDirections, Library, SafeRegionError, load_concept, load_directions
-from saferegion.errors import DirectionFileError, EncoderMismatchError, RecipeError
+from saferegion.core.errors import DirectionFileError, EncoderMismatchError, RecipeError
 from saferegion.guard import library
 
 RECIPE = """\

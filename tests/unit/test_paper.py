@@ -9,7 +9,7 @@ import torch
 from fakes import same_bits
 
 from saferegion import Conditioning, SafeRegion, import_paper_vector, load_directions
-from saferegion.errors import DirectionFileError
+from saferegion.core.errors import DirectionFileError
 from saferegion.learn.paper_vector import LARGEST, export_paper_vector
 
 B = torch.linspace(-1, 2, 77).reshape(1, 77, 1)

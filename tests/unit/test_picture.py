@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from saferegion.conditioning import Conditioning
-from saferegion.directions import ConceptDirections, Direction
-from saferegion.errors import SafeRegionError
-from saferegion.fingerprint import Fingerprint
-from saferegion.region import SafeRegion
+from saferegion.core.conditioning import Conditioning
+from saferegion.core.direction import Direction, Direction
+from saferegion.core.errors import SafeRegionError
+from saferegion.core.fingerprint import Fingerprint
+from saferegion.core.region import SafeRegion
 from saferegion.view.heat_map import BAND, heat_map
 
 
@@ -21,7 +21,7 @@ def report(outside: float):
     tokens = torch.zeros(1, 4, 8)
     tokens[0, 2, 0] = 2 + outside
     movable = torch.tensor([[False, True, True, True]])
-    return SafeRegion([ConceptDirections("fire", {"tokens": direction}, mark)]).apply(Conditioning(tokens, movable))[1]
+    return SafeRegion([Direction("fire", {"tokens": direction}, mark)]).apply(Conditioning(tokens, movable))[1]
 
 
 def reddest(picture: np.ndarray) -> int:
@@ -55,7 +55,7 @@ def long_report(tokens: int):
     v = torch.eye(1, 8)
     direction = Direction(v, v.clone(), torch.full((1, 1), 2.0), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1))
     mark = Fingerprint((("tokens", 8),), (0.1,) * 32)
-    region = SafeRegion([ConceptDirections("fire", {"tokens": direction}, mark)])
+    region = SafeRegion([Direction("fire", {"tokens": direction}, mark)])
     c = torch.zeros(1, tokens, 8)
     c[0, -1, 0] = 40
     return region.apply(Conditioning(c, torch.ones(1, tokens, dtype=torch.bool)))[1]

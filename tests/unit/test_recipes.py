@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saferegion import Concept, SafeRegionError
-from saferegion.errors import RecipeError
+from saferegion.core.errors import RecipeError
 from saferegion.learn.recipes import LARGEST, LONGEST, read_neutral, read_recipe
 
 GOOD = """\

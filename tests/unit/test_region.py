@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saferegion import ConceptDirections, Conditioning, Direction, SafeRegion, SafeRegionError, Space
-from saferegion.errors import ConditioningError, EncoderMismatchError
+from saferegion.core.errors import ConditioningError, EncoderMismatchError
 
 WIDTH = 80
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -7,7 +7,7 @@ import pytest
 from fakes import FakeEncoder, benign_prompts, concepts, fire, frost, same_bits
 
 from saferegion import Choice, Concept, Guard, Library, SafeRegion, SafeRegionError, Selection
-from saferegion.errors import RecipeError
+from saferegion.core.errors import RecipeError
 from saferegion.learn.bundled import neutral_prompts
 
 BURNING, PLAIN = "a burning house in a field", "a quiet house in a field"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from saferegion import ConceptDirections, Conditioning, Direction, SafeRegion, Space, load_directions
-from saferegion.errors import ConditioningError, SafeRegionError
-from saferegion.fit import PENALTY, discriminant
+from saferegion.core.errors import ConditioningError, SafeRegionError
+from saferegion.learn.compile import PENALTY, discriminant
 
 WIDTH = 6
 COVARIANCE = metric(WIDTH, 3)

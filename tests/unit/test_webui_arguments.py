@@ -68,7 +68,7 @@ def test_parameters_of_other_pictures_say_nothing() -> None:
 
 
 def test_the_modes_and_strengths_are_those_of_the_library() -> None:
-    from saferegion.region import MODES, STRONGEST
+    from saferegion.core.region import MODES, STRONGEST
 
     assert MODES == module.MODES and STRONGEST == module.STRONGEST
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from saferegion.errors import SafeRegionError
+from saferegion.core.errors import SafeRegionError
 
 from ... import microworld
 from .. import machine

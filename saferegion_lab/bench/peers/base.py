@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saferegion.conditioning import Conditioning
+from saferegion.core.conditioning import Conditioning
 
 from ...microworld import MicroWorld
 from ...microworld.model import TRAINED_STEPS

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from saferegion.conditioning import POOLED, Conditioning
-from saferegion.directions import ConceptDirections, Direction
-from saferegion.errors import SafeRegionError
-from saferegion.fit import compile
+from saferegion.core.conditioning import POOLED, Conditioning
+from saferegion.core.direction import Direction, Direction
+from saferegion.core.errors import SafeRegionError
+from saferegion.learn.compile import compile
 from saferegion.guard.files import load_directions
 from saferegion.guard.library import cache_folder
 from saferegion.learn.recipes import Concept, read_recipe
-from saferegion.region import SafeRegion
+from saferegion.core.region import SafeRegion
 
 from ... import microworld
 from .base import Guard, Guarded, Meter, Prompts
@@ -55,7 +55,7 @@ def _digest(world: microworld.MicroWorld) -> str:
     return h.hexdigest()[:16]
 
 
-def learned(meter: Meter, method: str, seed: int = 0) -> ConceptDirections:
+def learned(meter: Meter, method: str, seed: int = 0) -> Direction:
     """What discovery finds on this world; kept in the cache folder."""
     from saferegion.discovery import discover, discover_vector
 
@@ -77,7 +77,7 @@ def learned(meter: Meter, method: str, seed: int = 0) -> ConceptDirections:
     return found
 
 
-def alone(found: ConceptDirections) -> ConceptDirections:
+def alone(found: Direction) -> Direction:
     """Discovered directions without the compiled ones that they hold: the borders of the first half-space of each token
     and sentence space are put where nothing reaches them; of a pooled space the last half-space is the discovered one.
     """
@@ -102,14 +102,14 @@ class Ours(Guard):
     how: str = "closed form"
     strength: float = 1.0
     mode: str = field(init=False, repr=False, default="project")
-    given: Sequence[ConceptDirections] = ()
+    given: Sequence[Direction] = ()
     file: Path | None = None
     region: SafeRegion = field(init=False, repr=False)
 
     def setup(self) -> None:
         self.region = SafeRegion(list(self.given or self.learn()), self.strength, self.mode)
 
-    def learn(self) -> list[ConceptDirections]:
+    def learn(self) -> list[Direction]:
         found = []
         if self.how != "discovered":
             world = self.meter.world
@@ -155,7 +155,7 @@ class PaperVector(Ours):
 
     mode: str = field(init=False, repr=False, default="steer")
 
-    def learn(self) -> list[ConceptDirections]:
+    def learn(self) -> list[Direction]:
         return [learned(self.meter, "vector")]
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from saferegion.errors import SafeRegionError
+from saferegion.core.errors import SafeRegionError
 from saferegion.guard.library import cache_folder
 
 from ... import microworld

@@ -33,3 +33,7 @@ class NotSeparableError(CompileError):
 
 class DiscoverError(SafeRegionError):
     """A diffusion model, recipe or prompts through which nothing can be discovered."""
+
+
+class UnresolvedError(SafeRegionError):
+    """A prompt that stayed outside the safe region after all that was done to bring it inside."""

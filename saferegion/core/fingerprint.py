@@ -7,13 +7,13 @@ import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from .conditioning import POOLED, Conditioning
 from .errors import EncoderMismatchError, SafeRegionError
+from .spaces import POOLED, Space
 
 PROBES = (
     "",
@@ -32,6 +32,19 @@ a few hundredths."""
 _FORMAT = re.compile(r"fp1:([a-z0-9_]+=\d+(?:,[a-z0-9_]+=\d+)*):([A-Za-z0-9_-]+={0,2})")
 
 
+class Embedded(Protocol):
+    """What is read of a :class:`~saferegion.Conditioning`."""
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+    @property
+    def mask(self) -> torch.Tensor | None: ...
+    @property
+    def pooled(self) -> torch.Tensor | None: ...
+    @property
+    def spaces(self) -> tuple[Space, ...]: ...
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """Widths of the spaces and a sketch of how a few fixed prompts differ in them.
@@ -44,13 +57,13 @@ class Fingerprint:
     sketch: tuple[float, ...]
 
     @classmethod
-    def of(cls, encode: Callable[[list[str]], Conditioning]) -> Fingerprint:
+    def of(cls, encode: Callable[[list[str]], Embedded]) -> Fingerprint:
         """Take the fingerprint of ``encode``: one batch of five short prompts."""
         c = encode(list(PROBES))
         return cls.from_conditioning(c)
 
     @classmethod
-    def from_conditioning(cls, c: Conditioning) -> Fingerprint:
+    def from_conditioning(cls, c: Embedded) -> Fingerprint:
         """As :meth:`of`, from the conditioning of :data:`PROBES`."""
         if c.tokens.shape[0] != len(PROBES):
             raise SafeRegionError(
@@ -123,13 +136,13 @@ def fingerprint_of(encode: Any) -> Fingerprint:
     return known if isinstance(known, Fingerprint) else Fingerprint.of(encode)
 
 
-def _means(c: Conditioning) -> list[tuple[str, np.ndarray]]:
+def _means(c: Embedded) -> list[tuple[str, np.ndarray]]:
     """(space, [B, D] mean of the tokens that may move), in float64."""
     parts = []
-    for space in c.spaces or ():
+    for space in c.spaces:
         rows = c.tokens[:, space.rows, space.channels].detach().float()
-        movable = torch.ones(rows.shape[:2], dtype=torch.bool) if c.movable is None else c.movable[:, space.rows]
-        weight = movable.to(rows.device, torch.float32).unsqueeze(-1)
+        mask = torch.ones(rows.shape[:2], dtype=torch.bool) if c.mask is None else c.mask[:, space.rows]
+        weight = mask.to(rows.device, torch.float32).unsqueeze(-1)
         mean = (rows * weight).sum(1) / weight.sum(1).clamp_min(1)
         parts.append((space.name, mean.double().cpu().numpy() if mean.device.type != "mps" else mean.cpu().numpy()))
     if c.pooled is not None:

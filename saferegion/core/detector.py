@@ -1,0 +1,243 @@
+"""Who is open? A detector: a few terms under one false-alarm budget; and a panel of detectors asked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from . import geometry
+from .conditioning import Conditioning
+from .errors import ConditioningError, SafeRegionError
+from .readout import Forms, Readout, Term, check_tensor
+
+Tensor = torch.Tensor
+Seen = Mapping[str, tuple[Tensor, "Tensor | None"]]
+"""By space: coordinates [B, T, M] and mask [B, T]."""
+
+FURTHEST = 1e3
+"""Largest threshold, in benign deviations: a border that nothing reaches switches a concept off."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A concept is open for a prompt where any term is over its threshold, or a joint term is.
+
+    Attributes:
+        terms: at least one. thresholds: ``[n]`` float32, in benign deviations.
+        joint: pairs of terms whose scores, those above the benign mean, are summed. sums: ``[m]``, their thresholds.
+        given: another detector that must be open too (None: none).
+    """
+
+    terms: tuple[Term, ...]
+    thresholds: Tensor
+    joint: tuple[tuple[int, int], ...] = ()
+    sums: Tensor | None = None
+    given: Detector | None = None
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise SafeRegionError("A detector needs at least one term.")
+        check_tensor("thresholds", self.thresholds, 1)
+        if len(self.thresholds) != len(self.terms):
+            raise SafeRegionError("A detector has one threshold a term.")
+        if (self.sums is None) != (not self.joint) or (self.sums is not None and len(self.sums) != len(self.joint)):
+            raise SafeRegionError("A detector has one sum a joint term.")
+        if self.sums is not None:
+            check_tensor("sums", self.sums, 1)
+        borders = [self.thresholds] if self.sums is None else [self.thresholds, self.sums]
+        if float(torch.cat(borders).abs().max()) > FURTHEST:
+            raise SafeRegionError(f"A threshold lies beyond {FURTHEST:g} benign deviations, where nothing reaches it.")
+        if any(i == j or not 0 <= i < len(self.terms) or not 0 <= j < len(self.terms) for i, j in self.joint):
+            raise SafeRegionError("A joint term sums two different terms of its detector.")
+        if self.given is not None and self.given.given is not None:
+            raise SafeRegionError("A given detector cannot have one of its own.")
+
+    def scores(self, c: Conditioning) -> Tensor:
+        """``[B, n + m]`` float32: distance over the threshold in benign deviations, terms first; at most 0 inside.
+        Terms of spaces that ``c`` lacks are −inf."""
+        panel = Panel([replace(self, given=None)])
+        return panel.columns(panel.scores(panel.read(c)))
+
+    def tightened(self, part: float) -> Detector:
+        """The same with every border at ``part`` of its way from the benign mean."""
+        return replace(
+            self, thresholds=self.thresholds * part, sums=None if self.sums is None else self.sums * part
+        )
+
+    def spaces(self) -> frozenset[str]:
+        """Names of the spaces that are looked at."""
+        return frozenset(t.readout.space for t in self.terms)
+
+
+class Panel:
+    """Several detectors, asked together: one product a space. ``vectors``: by space, what movers move along [K, D]
+    and their bias [K, L], whose coordinates are read in the same product."""
+
+    def __init__(
+        self, detectors: Sequence[Detector], vectors: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    ) -> None:
+        given = [d.given for d in detectors if d.given is not None]
+        asked = [*detectors, *given]
+        self.count = len(detectors)
+        terms = [t for d in asked for t in d.terms]
+        first = [sum(len(d.terms) for d in asked[:i]) for i in range(len(asked))]
+        self.terms = tuple(terms)
+        self.first = tuple(first)
+        sums = [(first[n] + i, first[n] + j) for n, d in enumerate(asked) for i, j in d.joint]
+        columns, at = [], len(terms)
+        for n, d in enumerate(asked):
+            columns.append([*range(first[n], first[n] + len(d.terms)), *range(at, at + len(d.joint))])
+            at += len(d.joint)
+        most = max((len(c) for c in columns), default=0)
+        borders = [*(d.thresholds for d in asked), *(d.sums for d in asked if d.sums is not None)]
+        self._home: dict[str, Tensor] = {
+            "borders": torch.cat(borders) if borders else torch.zeros(0),
+            "left": torch.tensor([i for i, _ in sums], dtype=torch.int64),
+            "right": torch.tensor([j for _, j in sums], dtype=torch.int64),
+            "columns": torch.tensor([[*c, *[at] * (most - len(c))] for c in columns], dtype=torch.int64),
+        }
+        self.joint = bool(sums)
+        if given:
+            order = iter(range(self.count, len(asked)))
+            own = [next(order) if d.given is not None else i for i, d in enumerate(detectors)]
+            self._home["given"] = torch.tensor(own, dtype=torch.int64)
+        self.given = bool(given)
+        vectors = vectors or {}
+        spaces = dict.fromkeys([*(t.readout.space for t in terms), *vectors])
+        self.forms: dict[str, Forms] = {}
+        for space in spaces:
+            own_terms = [(i, t) for i, t in enumerate(terms) if t.readout.space == space]
+            width = vectors[space][0].shape[1] if space in vectors else own_terms[0][1].width
+            along = vectors.get(space, (torch.zeros(0, width), torch.zeros(0, 1)))
+            self.forms[space] = Forms(space, own_terms, *along)
+        self._orders: dict[tuple[tuple[str, ...], torch.device], Tensor | None] = {}
+        self._here: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._home}
+        self._weights: dict[tuple[str, torch.device], Tensor] = {}
+
+    def detector_of(self, term: int) -> int:
+        """Number of the detector that a term belongs to; given ones come last."""
+        return max(n for n, first in enumerate(self.first) if first <= term)
+
+    def terms_border(self, term: int) -> float:
+        """Threshold of a term."""
+        return float(self._home["borders"][term])
+
+    def names(self, detector: int) -> list[tuple[int, list[Readout]]]:
+        """Columns of a detector: number, and the readouts that it sums."""
+        count, found = len(self.terms), []
+        for i in self._home["columns"][detector].tolist():
+            if i < count:
+                found.append((i, [self.terms[i].readout]))
+            elif i < len(self._home["borders"]):
+                pair = (int(self._home[side][i - count]) for side in ("left", "right"))
+                found.append((i, [self.terms[t].readout for t in pair]))
+        return found
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """Constants on ``device``."""
+        found = self._here.get(device)
+        if found is None:
+            with torch.inference_mode(False):
+                found = {k: v.to(device) for k, v in self._home.items()}
+            self._here[device] = found
+        return found
+
+    def weight(self, space: str, device: torch.device) -> Tensor:
+        """``[D, M]`` of a space on ``device``."""
+        key = (space, device)
+        found = self._weights.get(key)
+        if found is None:
+            with torch.inference_mode(False):
+                found = self._weights[key] = self.forms[space].weight.to(device)
+        return found
+
+    def read(self, c: Conditioning) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Coordinates of every space of ``c`` that is known here; others are left out."""
+        with geometry.exact(c.tokens.device):
+            return {v.space: (self._read(v.space, v.rows), v.mask) for v in c.views() if v.space in self.forms}
+
+    def _read(self, space: str, rows: Tensor) -> Tensor:
+        forms, device = self.forms[space], rows.device
+        weight = self.weight(space, device)
+        if rows.shape[2] != weight.shape[0]:
+            raise ConditioningError(
+                f"Space '{space}' of this conditioning is {rows.shape[2]} wide and the directions are "
+                f"{weight.shape[0]} wide: compile the concepts for this encoder."
+            )
+        return geometry.coordinates(rows, weight, forms.bias(rows.shape[1], device)[0])
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Scores of all terms ``[B, N]``, in benign deviations."""
+        parts = [self.forms[space].strongest(x, mask) for space, (x, mask) in seen.items()]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        order = self._order(tuple(seen), found.device)
+        if order is None:
+            return found
+        missing = found.new_full((len(found), 1), -torch.inf)
+        return torch.cat([found, missing], -1)[:, order].amax(-1)
+
+    def _order(self, spaces: tuple[str, ...], device: torch.device) -> Tensor | None:
+        """Columns of the facets of every term ``[N, most]``; None where facets are the terms in order."""
+        key = (spaces, device)
+        if key not in self._orders:
+            owner = [i for space in spaces for i in self.forms[space].owner]
+            facets = [[f for f, i in enumerate(owner) if i == n] for n in range(len(self.terms))]
+            most = max((len(f) for f in facets), default=0)
+            if owner == list(range(len(self.terms))):
+                self._orders[key] = None
+            else:
+                with torch.inference_mode(False):
+                    index = [[*f, *[len(owner)] * (max(1, most) - len(f))] for f in facets]
+                    self._orders[key] = torch.tensor(index, dtype=torch.int64, device=device)
+        return self._orders[key]
+
+    def columns(self, scores: Tensor) -> Tensor:
+        """Distances over the borders of terms and joint terms ``[B, N + J]``."""
+        here = self.on(scores.device)
+        if self.joint:
+            leaning = scores.clamp_min(0)
+            sums = leaning.index_select(1, here["left"]) + leaning.index_select(1, here["right"])
+            scores = torch.cat([scores, sums], -1)
+        return scores - here["borders"]
+
+    def distances(self, scores: Tensor, slack: Tensor | None = None) -> Tensor:
+        """``[B, K]``: how far each detector is over its border, in benign deviations; at most 0 inside. ``slack``
+        [N + J] is added where a border must be cleared by more than nothing."""
+        here = self.on(scores.device)
+        columns = self.columns(scores)
+        if slack is not None:
+            columns = columns + slack
+        if self.joint or here["columns"].shape[1] != 1:
+            nothing = columns.new_full((len(columns), 1), -torch.inf)
+            found = torch.cat([columns, nothing], -1)[:, here["columns"]].amax(-1)
+        else:
+            found = columns
+        if self.given:
+            own = found[:, : self.count]
+            found = torch.minimum(own, found.index_select(1, here["given"]))
+        return found
+
+    def slack(self, dtype: torch.dtype, size: Tensor, spaces: tuple[str, ...]) -> Tensor:
+        """``[N + J]``: by how much a border must be cleared so that rounding to ``dtype`` does not bring it back;
+        ``size`` [] is the root mean square of the tokens' channels."""
+        device = size.device
+        here = self.on(device)
+        key = f"norms{spaces}"
+        if key not in here:
+            with torch.inference_mode(False):
+                largest = torch.zeros(len(self.terms))
+                for space in spaces:
+                    forms = self.forms[space]
+                    for f, i in enumerate(forms.owner):
+                        largest[i] = max(largest[i], forms.size[f])
+                left, right = self._home["left"], self._home["right"]
+                here[key] = torch.cat([largest, largest[left] + largest[right]]).to(device)
+        return MARGIN + ROUNDING * torch.finfo(dtype).eps * size * here[key]
+
+
+MARGIN = 0.05
+"""Benign deviations by which a border is cleared at least."""
+ROUNDING = 2.0
+"""Rounding of a score, in units of eps × root mean square of the channels × length of the weight."""

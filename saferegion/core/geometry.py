@@ -1,0 +1,116 @@
+"""Products in float32, and the nearest point of several half-spaces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+SETTLED = 1e-4
+"""Part of the largest excess that :func:`solve` may leave."""
+MOST_SWEEPS = 64
+"""Most sweeps, for displacements that are nearly the same; what is left then is asked about again by *verify*."""
+SHUT = -1e9
+"""Excess of a half-space that does not count."""
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Products in full float32 meanwhile, whatever autocast and TF32 settings the host has; no synchronisation."""
+    kind = device.type
+    matmul: Any = torch.backends.cuda.matmul
+    if kind == "cuda" and hasattr(matmul, "fp32_precision"):
+        name, value, full = "fp32_precision", matmul.fp32_precision, "ieee"
+    elif kind == "cuda":
+        name, value, full = "allow_tf32", matmul.allow_tf32, False
+    else:
+        name, value, full = "", None, None
+    if name:
+        setattr(matmul, name, full)
+    try:
+        if _autocasts(kind):
+            with torch.autocast(kind, enabled=False):
+                yield
+        else:
+            yield
+    finally:
+        if name:
+            setattr(matmul, name, value)
+
+
+def _autocasts(kind: str) -> bool:
+    if kind == "cpu":
+        return torch.is_autocast_cpu_enabled()
+    return kind == "cuda" and torch.is_autocast_enabled()
+
+
+def coordinates(rows: Tensor, forms: Tensor, bias: Tensor) -> Tensor:
+    """rows·forms − bias: ``rows`` [B, T, D] of any floating dtype, ``forms`` [D, M] and ``bias`` [T, M] float32
+    -> float32 [B, T, M]. Prompts are multiplied one by one, so that none depends on the batch it is in."""
+    batch = rows.shape[0]
+    return torch.baddbmm(bias.expand(batch, -1, -1), rows.float(), forms.expand(batch, -1, -1), beta=-1)
+
+
+def combine(amount: Tensor, vectors: Tensor) -> Tensor:
+    """Σ_k a_k u_k: ``amount`` [B, T, K], ``vectors`` [K, D], float32 -> [B, T, D]."""
+    if vectors.shape[0] == 1:
+        return amount * vectors[0]
+    return torch.bmm(amount, vectors.expand(amount.shape[0], -1, -1))
+
+
+def mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over tokens: ``values`` [B, T, M], ``mask`` bool [B, T] or None -> [B, M]; zero where nothing may move."""
+    if mask is None:
+        return values.mean(1)
+    kept = torch.where(mask.unsqueeze(-1), values, 0.0).sum(1)
+    return kept / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+def sweeps(gram: Tensor) -> int:
+    """How many sweeps :func:`solve` needs for this Gram matrix ``[K, K]`` with ones on its diagonal: 0 where the
+    displacements are orthogonal. Reads the matrix back, so it is asked once, at construction."""
+    if len(gram) < 2:
+        return 0
+    g = gram.double().cpu()
+    apart = (g - torch.eye(len(g), dtype=g.dtype)).abs().max()
+    if float(apart) < SETTLED:
+        return 0
+    most = float(g.abs().sum(1).max())
+    least = float(torch.linalg.eigvalsh(g)[0])
+    root = math.sqrt(most / least) if least > 0 else math.inf
+    return MOST_SWEEPS if not math.isfinite(root) else min(MOST_SWEEPS, math.ceil(root * -math.log(SETTLED)))
+
+
+def solve(gram: Tensor, excess: Tensor, count: int, start: Tensor | None = None) -> Tensor:
+    """The nearest point of the half-spaces, as coefficients a ≥ 0: the least Σ a_j a_k G_jk / 2 − Σ a_k e_k.
+
+    The point c − Σ_k a_k u_k is then the one of { c : u_k·c ≤ ι_k for all k } that is nearest to c, e_k = u_k·c − ι_k
+    (the dual of the projection; Hildreth 1957). All rows and all half-spaces take a step at once, an accelerated
+    projected gradient step (Nesterov 1983), so the order of concepts changes nothing and nothing synchronises.
+
+    Args:
+        gram: ``[K, K]`` float32, u_j·u_k of unit vectors; symmetric, so there always is a solution.
+        excess: ``[B, T, K]`` float32; :data:`SHUT` for half-spaces that do not count.
+        count: sweeps, from :func:`sweeps`.
+        start: ``[B, T, K]``, coefficients to go on from.
+    """
+    size = gram.shape[-1]
+    if count == 0 or size == 1:
+        return excess.clamp_min(0)
+    most = gram.abs().sum(-1).amax()
+    kept = (torch.eye(size, device=gram.device) - gram / most).expand(len(excess), -1, -1)
+    push = excess / most
+    root = max(1.0, count / -math.log(SETTLED))
+    carry = (root - 1) / (root + 1)
+    a = excess.clamp_min(0) * 0 if start is None else start
+    ahead = a
+    for _ in range(count):
+        new = torch.baddbmm(push, ahead, kept).clamp_min(0)
+        ahead = torch.lerp(a, new, 1 + carry)
+        a = new
+    return a

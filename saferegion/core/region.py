@@ -1,0 +1,515 @@
+"""The safe region of several concepts: detect, move, verify.
+
+Everything happens in coordinates: one product a space gives each token's coordinates along what the detectors ask and
+along what the movers move, and as all of it is linear, what a move does to them is a small product more. So *verify*
+asks the detectors again without a second look at the tokens, and ``apply`` (which may synchronise once) and
+``project`` (which never does) are the same three functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from . import geometry
+from .conditioning import POOLED, TOKENS, Conditioning, Space
+from .detector import Panel, Seen
+from .direction import Direction
+from .errors import ConditioningError, SafeRegionError
+from .fingerprint import Fingerprint
+from .movers import Fleet, HalfSpaces
+from .report import Reading, Report, column_name
+
+Tensor = torch.Tensor
+
+MODES = ("project", "steer", "erase")
+LARGEST = 64
+"""Most half-spaces and offsets of one region in one space."""
+STRONGEST = 10.0
+"""Largest strength."""
+FURTHER = (0.5, 1.5)
+"""How much further in than the target a concept goes that is still open, in its own displacements, step by step."""
+
+
+class Motion(NamedTuple):
+    """What is done, by space: amounts [B, T, K] along the movers' vectors, and tokens [B, T] that go to rest."""
+
+    amounts: dict[str, Tensor]
+    rests: dict[str, Tensor]
+
+
+class SafeRegion:
+    """{ c : no detector of a concept that is switched on is open }.
+
+    Args:
+        directions: what :func:`saferegion.compile`, :func:`saferegion.load_directions` … return; at least one. Their
+            order changes nothing. All must belong to one text encoder.
+        strength: one number, or concept name -> number (the others keep 1). ``project``: 1 takes an open prompt to the
+            benign mean, 2 one displacement of the concept further, below 1 that part of the way (such a concept may
+            stay open, which the report says). ``steer``: how many times the concept is taken off. ``erase``: the part
+            removed, from 0 to 1. 0 switches a concept off.
+        mode: ``project`` moves only prompts that are open; ``steer`` moves every token, always (Li et al. 2025);
+            ``erase`` sets every token to the benign mean along the concepts.
+
+    Raises:
+        SafeRegionError: no concept, a strength out of range, an unknown mode, directions of different encoders, or a
+            direction that cannot be used in this mode.
+    """
+
+    def __init__(
+        self,
+        directions: Sequence[Direction],
+        strength: float | Mapping[str, float] = 1.0,
+        mode: str = "project",
+    ) -> None:
+        self.directions, self.mode = tuple(directions), mode
+        if not self.directions:
+            raise SafeRegionError("A safe region needs at least one concept.")
+        if mode not in MODES:
+            raise SafeRegionError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
+        self.names = tuple(d.concept for d in self.directions)
+        self.titles = tuple(d.title for d in self.directions)
+        self.strengths = _strengths(self.names, strength, mode)
+        self.encoder = _one_encoder(self.directions)
+        for d in self.directions:
+            _usable(d, mode)
+        order = sorted(range(len(self.names)), key=lambda i: (self.names[i], self.directions[i].digest()))
+        self._sorted = [self.directions[i] for i in order]
+        self._power = [self.strengths[i] for i in order]
+        self._place = [order.index(i) for i in range(len(order))]
+        self._fleets = {s: self._fleet(s) for s in dict.fromkeys(s for d in self._sorted for s in d.movers)}
+        asked = [d.detector for d in self._sorted if d.detector is not None]
+        self._asks = len(asked) == len(self._sorted)
+        witnesses = [(k, d.witness) for k, d in enumerate(self._sorted) if d.witness is not None and self._asks]
+        self._second = [k for k, _ in witnesses]
+        detectors = [*asked, *(w for _, w in witnesses)] if self._asks else []
+        self._panel = Panel(detectors, {s: (f.vectors, f.bias) for s, f in self._fleets.items()})
+        self._constants: dict[torch.device, dict[str, Tensor]] = {}
+        self._shifts: dict[tuple[str, torch.device], Tensor] = {}
+        self._rests: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._windows: dict[tuple[int, ...], SafeRegion] = {}
+        self._known: dict[object, None] = {}
+
+    def __repr__(self) -> str:
+        return f"SafeRegion({', '.join(self.names)}; mode={self.mode})"
+
+    # -- detect, move, verify ------------------------------------------------------------------------------------
+
+    def detect(self, seen: Seen) -> Tensor:
+        """Distance of every concept over its border ``[B, K]``, in the region's own order; at most 0 inside."""
+        return self._panel.distances(self._panel.scores(seen))[:, : len(self._sorted)]
+
+    def move(self, seen: Seen, opened: Tensor, depth: Tensor, before: Motion | None = None) -> Motion:
+        """The nearest point inside the half-spaces of the open concepts, and their offsets.
+
+        Args:
+            opened: bool [B, K]. depth: [B, K], how much further in than the target, in displacements.
+            before: the motion to go on from.
+        """
+        amounts = {}
+        for space, (x, mask) in seen.items():
+            start = None if before is None else before.amounts[space]
+            along = x[..., self._panel.forms[space].along]
+            a = self._fleets[space].amounts(along, opened, depth, start)
+            amounts[space] = a if mask is None else torch.where(mask.unsqueeze(-1), a, 0.0)
+        return Motion(amounts, {} if before is None else before.rests)
+
+    def verify(self, seen: Seen, opened: Tensor, slack: Tensor | None) -> Tensor:
+        """What is open now in the prompts that move: bool [B, K]. Of the concepts that were open their witness is asked
+        too; others may be opened by the move. Concepts of a strength below 1 are not asked: they go part of the way."""
+        far = self._panel.distances(self._panel.scores(seen), slack)
+        here = self._on(far.device)
+        still = far > 0
+        open_ = still[:, : len(self._sorted)]
+        if self._second:
+            open_ = open_ | still.index_select(1, here["witness"]) & here["witnessed"] & opened
+        return open_ & opened.any(1, keepdim=True) & here["closes"]
+
+    def close(self, seen: Seen, opened: Tensor, slack: Tensor, done: Callable[[Tensor], bool]) -> tuple[Motion, Tensor]:
+        """Move and verify, further in by :data:`FURTHER` where a concept is open still, then the tokens that hold it
+        to rest. Returns the motion and what is open still; ``done`` may end early where nothing is."""
+        depth = torch.zeros(opened.shape, device=opened.device)
+        motion = self.move(seen, opened, depth)
+        still = self.verify(self._after(seen, motion), opened, slack)
+        for further in FURTHER:
+            if done(still):
+                return motion, still
+            depth = torch.where(still & opened, further, depth)
+            opened = opened | still
+            motion = self.move(seen, opened, depth, motion)
+            still = self.verify(self._after(seen, motion), opened, slack)
+        if done(still):
+            return motion, still
+        motion = self._rest(seen, motion, still, slack)
+        return motion, self.verify(self._after(seen, motion), opened | still, slack)
+
+    # -- once a generation ---------------------------------------------------------------------------------------
+
+    def apply(self, c: Conditioning) -> tuple[Conditioning, Report]:
+        """Guard a conditioning, once a generation; reads back whether anything is open, so it synchronises once.
+
+        Returns:
+            The guarded conditioning, which is ``c`` itself where nothing had to move, and the report.
+
+        Raises:
+            ConditioningError: a width, space or encoder that the region does not know, NaN or infinite values, or a
+                mask that hides every token.
+        """
+        self._fits(c)
+        with geometry.exact(c.tokens.device):
+            seen = self._panel.read(c)
+            if self.mode != "project":
+                return self._always(c, seen)
+            far = self.detect(seen)
+            opened = (far > 0) & self._on(far.device)["on"]
+            flags = [opened.any(), *(x.sum() for x, _ in seen.values())]
+            if c.mask is not None:
+                flags.append(c.mask.any())
+            is_open, *sums = torch.stack([f.float() for f in flags]).tolist()
+            _require_finite(sums[: len(seen)], seen)
+            if c.mask is not None and not sums[-1] and c.pooled is None:
+                raise ConditioningError("The mask hides every token, so nothing could be guarded; give a mask of text.")
+            before = self._reading(far, seen)
+            if not is_open:
+                return c, self._report(before, before, opened.any(1), None)
+            near = far.device.type == "cpu"
+            slack = self._slack(c.tokens.dtype, [v.rows for v in c.views()])
+            motion, _ = self.close(seen, opened, slack, lambda still: near and not bool(still.any()))
+            moved = self._moved(c, motion)
+            now = self._panel.read(moved)
+            after = self._reading(self.detect(now), now)
+            unresolved = self.verify(now, opened, None)
+            return moved, self._report(before, after, opened.any(1), unresolved)
+
+    def score(self, c: Conditioning) -> Tensor:
+        """``[B, K]`` float32, K in the order given: distance over the border in benign deviations; at most 0 inside.
+
+        Raises ConditioningError as :meth:`apply`.
+        """
+        self._fits(c)
+        if not self._asks:
+            raise SafeRegionError("Directions that can only steer have no border to score against.")
+        with geometry.exact(c.tokens.device):
+            seen = self._panel.read(c)
+            _require_finite([float(x.sum()) for x, _ in seen.values()], seen)
+            return self.detect(seen)[:, self._place]
+
+    # -- inside a graph ------------------------------------------------------------------------------------------
+
+    def project(
+        self, tokens: Tensor, mask: Tensor | None = None, spaces: tuple[Space, ...] | None = None
+    ) -> Tensor:
+        """The same as :meth:`apply` on plain tensors ``[B, T, D]``: no synchronisation, no data-dependent control
+        flow, a new tensor of the caller's dtype and device, bit-identical where nothing moves. Tokens that are not
+        finite go to rest, as nothing can be raised here."""
+        c = object.__new__(Conditioning)
+        c._set(tokens, mask, None, TOKENS if spaces is None else spaces, None)
+        return self._projected(c).tokens
+
+    def project_pooled(self, pooled: Tensor) -> Tensor:
+        """As :meth:`project`, for a pooled vector ``[B, P]``."""
+        if POOLED not in self._fleets:
+            raise ConditioningError(_unknown_space(POOLED, self._fleets))
+        rows = pooled.unsqueeze(1)
+        c = object.__new__(Conditioning)
+        c._set(rows, None, None, (Space(POOLED),), None)
+        return self._projected(c).tokens[:, 0]
+
+    def _projected(self, c: Conditioning) -> Conditioning:
+        self._spaces_fit(c)
+        with geometry.exact(c.tokens.device):
+            seen = self._panel.read(c)
+            if self.mode != "project":
+                return self._moved(c, self._everywhere(seen))
+            broken = {s: ~torch.isfinite(x.sum(-1)) for s, (x, _) in seen.items()}
+            whole = {s: self._at_rest(s, x, broken[s]) for s, (x, _) in seen.items()}
+            seen = {s: (whole[s], mask) for s, (_, mask) in seen.items()}
+            far = self.detect(seen)
+            opened = (far > 0) & self._on(far.device)["on"]
+            slack = self._slack(c.tokens.dtype, [torch.where(broken[v.space].unsqueeze(-1), 0.0, v.rows) for v in c.views()])
+            motion, _ = self.close(seen, opened, slack, lambda still: False)
+            rests = {s: b | motion.rests[s] if s in motion.rests else b for s, b in broken.items()}
+            return self._moved(c, Motion(motion.amounts, rests))
+
+    def at(self, fraction: float) -> SafeRegion | None:
+        """The region of the concepts whose step window holds ``fraction`` of the sampling (0 first step, 1 end)."""
+        windows = [d.window for d in self.directions]
+        inside = [i for i, (a, b) in enumerate(windows) if a <= fraction < b or (fraction >= 1 and b == 1)]
+        if len(inside) == len(self.directions):
+            return self
+        if not inside:
+            return None
+        key = tuple(inside)
+        if key not in self._windows:
+            chosen = [self.directions[i] for i in inside]
+            strength = {self.names[i]: self.strengths[i] for i in inside}
+            self._windows[key] = SafeRegion(chosen, strength, self.mode)
+        return self._windows[key]
+
+    # -- coordinates ---------------------------------------------------------------------------------------------
+
+    def _after(self, seen: Seen, motion: Motion) -> Seen:
+        """The coordinates after a motion."""
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for space, (x, mask) in seen.items():
+            shift = self._shift(space, x.device).expand(len(x), -1, -1)
+            new = torch.baddbmm(x, motion.amounts[space], shift, alpha=-1)
+            if space in motion.rests:
+                new = self._at_rest(space, new, motion.rests[space])
+            found[space] = (new, mask)
+        return found
+
+    def _shift(self, space: str, device: torch.device) -> Tensor:
+        """``[K, M]``: what a step along each vector does to the coordinates."""
+        key = (space, device)
+        if key not in self._shifts:
+            with torch.inference_mode(False):
+                weight = self._panel.forms[space].weight.double()
+                self._shifts[key] = (self._fleets[space].vectors.double() @ weight).float().to(device)
+        return self._shifts[key]
+
+    def _at_rest(self, space: str, x: Tensor, where: Tensor) -> Tensor:
+        """Coordinates with those of the benign mean of each position for the tokens in ``where`` [B, T]."""
+        key = (space, x.shape[1], x.device)
+        if key not in self._rests:
+            if len(self._rests) >= LARGEST:
+                self._rests.clear()
+            with torch.inference_mode(False):
+                _, rest = self._fleets[space].at(x.shape[1], x.device)
+                forms = self._panel.forms[space]
+                bias = forms.bias(x.shape[1], x.device)[0]
+                self._rests[key] = geometry.coordinates(rest.unsqueeze(0), self._panel.weight(space, x.device), bias)[0]
+        return torch.where(where.unsqueeze(-1), self._rests[key], x)
+
+    def _rest(self, seen: Seen, motion: Motion, still: Tensor, slack: Tensor) -> Motion:
+        """Tokens that hold what is open still go to rest: those over the benign mean of a term that is over."""
+        panel, after = self._panel, self._after(seen, motion)
+        scores = panel.scores(after)
+        columns = panel.columns(scores) + slack > 0
+        here = self._on(still.device)
+        over = columns[:, : scores.shape[1]] & still.index_select(1, here["concept"])
+        if panel.joint:
+            sums = columns[:, scores.shape[1] :]
+            constants = panel.on(still.device)
+            for side in ("left", "right"):
+                reached = torch.zeros(over.shape, device=over.device).index_add(1, constants[side], sums.float()) > 0
+                over = over | reached & still.index_select(1, here["concept"])
+        rests = dict(motion.rests)
+        for space, (x, mask) in after.items():
+            forms = panel.forms[space]
+            if not forms.facets:
+                continue
+            each, _ = forms.held(x, mask)
+            z = torch.cat([each, x[..., forms.whole]], -1)
+            owner = self._owner(space, x.device)
+            holds = (z > 0) & over.index_select(1, owner).unsqueeze(1)
+            where = holds.any(-1)
+            rests[space] = where if mask is None else where & mask
+        return Motion(motion.amounts, rests)
+
+    def _owner(self, space: str, device: torch.device) -> Tensor:
+        here = self._on(device)
+        key = f"owner.{space}"
+        if key not in here:
+            with torch.inference_mode(False):
+                here[key] = torch.tensor(self._panel.forms[space].owner, dtype=torch.int64, device=device)
+        return here[key]
+
+    def _moved(self, c: Conditioning, motion: Motion) -> Conditioning:
+        """The conditioning after a motion; tokens that did not move keep every bit."""
+        rows = {}
+        for view in c.views():
+            if view.space not in motion.amounts:
+                continue
+            amount, fleet = motion.amounts[view.space], self._fleets[view.space]
+            here = fleet.on(view.rows.device)
+            new = (view.rows.float() - geometry.combine(amount, here["vectors"])).to(view.rows.dtype)
+            new = torch.where(amount.ne(0).any(-1, keepdim=True), new, view.rows)
+            if view.space in motion.rests:
+                _, rest = fleet.at(view.rows.shape[1], view.rows.device)
+                new = torch.where(motion.rests[view.space].unsqueeze(-1), rest.to(view.rows.dtype), new)
+            rows[view.space] = new
+        return c.with_views(rows)
+
+    def _slack(self, dtype: torch.dtype, rows: Sequence[Tensor]) -> Tensor:
+        size = torch.stack([r.float().square().mean() if r.numel() else r.float().sum() for r in rows]).amax().sqrt()
+        return self._panel.slack(dtype, size, tuple(self._panel.forms))
+
+    # -- the other modes -----------------------------------------------------------------------------------------
+
+    def _everywhere(self, seen: Seen) -> Motion:
+        """Steer: every token, always, by strength displacements. Erase: to the benign mean along all concepts."""
+        amounts = {}
+        for space, (x, mask) in seen.items():
+            fleet = self._fleets[space]
+            here, half = fleet.on(x.device), fleet.half
+            if self.mode == "erase":
+                along = x[..., self._panel.forms[space].along]
+                a = geometry.combine(along, here["inverse"]) * here["part"]
+            else:
+                b, _ = fleet.at(x.shape[1], x.device)
+                fixed = (here["length"][:half] * here["strength"][:half]).expand(len(x), x.shape[1], -1)
+                given = (-b * here["strength"][half:]).expand(len(x), -1, -1)
+                a = torch.cat([fixed, given], -1)
+            amounts[space] = a if mask is None else torch.where(mask.unsqueeze(-1), a, 0.0)
+        return Motion(amounts, {})
+
+    def _always(self, c: Conditioning, seen: Seen) -> tuple[Conditioning, Report]:
+        _require_finite([float(x.sum()) for x, _ in seen.values()], seen)
+        moved = self._moved(c, self._everywhere(seen))
+        nothing = torch.full((len(c.tokens), len(self.names)), -math.inf)
+        blank = Reading(nothing, lambda: [[] for _ in self.names], dict)
+        before = after = blank
+        if self._asks:
+            now = self._panel.read(moved)
+            before, after = self._reading(self.detect(seen), seen), self._reading(self.detect(now), now)
+        touched = [(v.rows != w.rows).flatten(1).any(1) for v, w in zip(c.views(), moved.views(), strict=True)]
+        which = torch.stack([t.to(touched[0].device) for t in touched]).any(0)
+        if not bool(which.any()):
+            moved = c
+        return moved, self._report(before, after, which, None)
+
+    # -- reports -------------------------------------------------------------------------------------------------
+
+    def _reading(self, far: Tensor, seen: Seen) -> Reading:
+        return Reading(far[:, self._place], lambda: self._columns(seen), lambda: self._held(seen))
+
+    def _columns(self, seen: Seen) -> list[list[tuple[str, Tensor]]]:
+        panel = self._panel
+        found = panel.columns(panel.scores(seen)).detach().cpu()
+        spans = [panel.names(k) for k in range(len(self._sorted))]
+        return [[(column_name(r), found[:, i]) for i, r in spans[k]] for k in self._place]
+
+    def _held(self, seen: Seen) -> dict[str, Tensor]:
+        panel, found = self._panel, {}
+        for space, (x, mask) in seen.items():
+            forms = panel.forms[space]
+            each, _ = forms.held(x, mask)
+            if not each.shape[-1]:
+                continue
+            each = each.detach().cpu()
+            out = torch.full((*each.shape[:2], len(self._sorted)), math.nan)
+            concept = [panel.detector_of(i) for i in forms.owner]
+            for f in range(each.shape[-1]):
+                k = concept[f]
+                if k < len(self._sorted):
+                    border = panel.terms_border(forms.owner[f])
+                    out[:, :, k] = torch.fmax(out[:, :, k], each[:, :, f] - border)
+            if mask is not None:
+                out = out.masked_fill(~mask.cpu().unsqueeze(-1), math.nan)
+            found[space] = out[..., self._place]
+        return found
+
+    def _report(self, before: Reading, after: Reading, touched: Tensor, unresolved: Tensor | None) -> Report:
+        if unresolved is not None:
+            unresolved = unresolved[:, self._place]
+        notes = tuple(d.meta.note for d in self.directions if d.meta.note)
+        return Report(self.mode, self.names, self.titles, self.strengths, before, after, touched, unresolved, notes)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _fleet(self, space: str) -> Fleet:
+        movers = [(k, d.movers[space]) for k, d in enumerate(self._sorted) if space in d.movers]
+        if len({m.width for _, m in movers}) > 1:
+            raise SafeRegionError(
+                f"The concepts disagree on the width of space '{space}': compile them for one encoder."
+            )
+        if sum(m.facets for _, m in movers) > LARGEST:
+            raise SafeRegionError(f"A region holds at most {LARGEST} half-spaces a space; switch some concepts off.")
+        return Fleet(movers, [d.rest[space] for d in self._sorted if space in d.rest], self._power)
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        here = self._constants.get(device)
+        if here is None:
+            count, panel = len(self._sorted), self._panel
+            witness = [count + self._second.index(k) if k in self._second else 0 for k in range(count)]
+            detector = [panel.detector_of(i) for i in range(len(panel.terms))]
+            concept = [d if d < count else self._second[d - count] if d < panel.count else 0 for d in detector]
+            with torch.inference_mode(False):
+                here = {
+                    "on": torch.tensor([s > 0 for s in self._power]),
+                    "closes": torch.tensor([s >= 1 for s in self._power]),
+                    "witness": torch.tensor(witness, dtype=torch.int64),
+                    "witnessed": torch.tensor([k in self._second for k in range(count)]),
+                    "concept": torch.tensor(concept, dtype=torch.int64),
+                }
+                here = {k: v.to(device) for k, v in here.items()}
+            self._constants[device] = here
+        return here
+
+    def _fits(self, c: Conditioning) -> None:
+        if self.encoder is not None and c.encoder is not None and c.encoder is not self.encoder:
+            self.encoder.require(c.encoder, "This safe region")
+        self._spaces_fit(c)
+
+    def _spaces_fit(self, c: Conditioning) -> None:
+        key = (None if c.spaces is TOKENS else tuple([s.name for s in c.spaces]), c.pooled is None)
+        if key in self._known:
+            return
+        names = [v.space for v in c.views()]
+        for name in names:
+            if name not in self._fleets and (name != POOLED or self.mode != "steer"):
+                raise ConditioningError(_unknown_space(name, self._fleets))
+        alone = c.spaces[0].name == POOLED if len(c.spaces) == 1 else False
+        for d in self._sorted if self.mode == "project" and not alone else ():
+            if d.detector is not None and not d.detector.spaces() & set(names):
+                missing = ", ".join(sorted(d.detector.spaces()))
+                raise ConditioningError(
+                    f"'{d.concept}' is told by {missing} alone, which this conditioning lacks, so it cannot be guarded."
+                )
+        self._known[key] = None
+
+
+def _require_finite(sums: Sequence[float], seen: Seen) -> None:
+    for total, space in zip(sums, seen, strict=True):
+        if not math.isfinite(total):
+            raise ConditioningError(
+                f"The conditioning holds NaN or infinite values in space '{space}', so it cannot be guarded; "
+                "check the text encoder and the prompt weights."
+            )
+
+
+def _unknown_space(name: str, known: Mapping[str, object]) -> str:
+    return (
+        f"The region has no direction for space '{name}' (it has {', '.join(sorted(known))}), so this conditioning "
+        "cannot be guarded: compile the concepts for this encoder."
+    )
+
+
+def _one_encoder(directions: Sequence[Direction]) -> Fingerprint | None:
+    known = [d for d in directions if d.encoder is not None]
+    for d in known[1:]:
+        known[0].encoder.require(d.encoder, f"'{known[0].concept}' ({d.concept} beside it)")  # type: ignore[union-attr]
+    return known[0].encoder if known else None
+
+
+def _usable(d: Direction, mode: str) -> None:
+    if mode != "steer" and d.detector is None:
+        raise SafeRegionError(f"'{d.concept}' has no detector (it is {d.method}) and can only steer: use mode 'steer'.")
+    if mode != "steer" and d.kind != "exclude":
+        raise SafeRegionError(
+            f"'{d.concept}' is an axis to balance, not a concept to keep out; it can only be steered along."
+        )
+    if mode == "erase" and not all(isinstance(m, HalfSpaces) for m in d.movers.values()):
+        raise SafeRegionError(f"'{d.concept}' is an offset, which can be projected or steered, but not erased.")
+
+
+def _strengths(names: tuple[str, ...], strength: float | Mapping[str, float], mode: str) -> tuple[float, ...]:
+    if isinstance(strength, Mapping):
+        unknown = sorted(set(strength) - set(names))
+        if unknown:
+            raise SafeRegionError(
+                f"A strength is given for {unknown[0]!r}, which is not in the region ({', '.join(names)})."
+            )
+        values = [strength.get(n, 1.0) for n in names]
+    else:
+        values = [strength] * len(names)
+    for name, value in zip(names, values, strict=True):
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= STRONGEST
+        if not good:
+            raise SafeRegionError(f"The strength of '{name}' must be a number from 0 to {STRONGEST:g}; got {value!r}.")
+    most = 1.0 if mode == "erase" else STRONGEST  # erasing more than all puts the concept in
+    return tuple(min(float(v), most) for v in values)

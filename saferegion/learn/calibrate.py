@@ -1,0 +1,56 @@
+"""Thresholds of all terms of a concept together, under one false-alarm budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+Tensor = torch.Tensor
+
+TAIL = 0.1
+"""Upper share of benign scores that the exponential tail is fitted on."""
+BEYOND = 2
+"""How far the tail is trusted: to one prompt in so many times as many as were seen."""
+CLEAR = 0.25
+"""How far inside the border the empty prompt lies at least, in benign deviations."""
+NEAR = 0.97
+"""Share of a concept's own near neighbours that must stay inside, all terms together."""
+
+
+def border(scores: Tensor, outside: float) -> float:
+    """The score that a share ``outside`` of benign prompts exceeds, from theirs ``[N]``.
+
+    The upper :data:`TAIL` is taken as exponential (peaks over threshold with shape 0), so that the border does not hang
+    on the single largest; but it is never below the quantile that was seen, nor for a smaller share than one in
+    :data:`BEYOND` times their number.
+    """
+    m, outside = scores.double(), max(outside, 1 / (BEYOND * len(scores)))
+    base = float(torch.quantile(m, 1 - TAIL))
+    over = m[m > base]
+    scale = float((over - base).mean()) if len(over) else 0.0
+    return max(base + scale * math.log(TAIL / outside), float(torch.quantile(m, 1 - outside)))
+
+
+def thresholds(benign: Tensor, near: Tensor, empty: Tensor, shares: Sequence[float], outside: float) -> Tensor:
+    """Borders ``[n]`` of n columns of scores, set together.
+
+    Args:
+        benign: ``[N, n]``. near: ``[M, n]``, the concept's own near neighbours. empty: ``[n]``, the empty prompt.
+        shares: of the budget, by column. outside: the budget.
+    """
+    at = []
+    for i, share in enumerate(shares):
+        low = border(benign[:, i], outside * share)
+        low = max(low, float(empty[i]) + CLEAR)
+        if len(near):
+            low = max(low, float(torch.quantile(near[:, i].double(), 1 - (1 - NEAR) * share)))
+        at.append(low)
+    return torch.tensor(at, dtype=torch.float32)
+
+
+def area(unsafe: Tensor, safe: Tensor) -> float:
+    """Area under the ROC curve: the chance that an unsafe prompt scores higher than a safe one."""
+    higher = (unsafe.unsqueeze(1) > safe.unsqueeze(0)).double()
+    return float((higher + 0.5 * (unsafe.unsqueeze(1) == safe.unsqueeze(0))).mean())

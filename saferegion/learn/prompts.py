@@ -1,0 +1,54 @@
+"""Which prompts of a concept fit, which calibrate and which only measure; each distinct text counts once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.errors import CompileError
+from .recipes import Concept
+from .settings import CompileSettings
+
+FEWEST_NEUTRAL = 8
+_HELD_OUT = 5  # every fifth pair measures instead of being fitted on, from 20 pairs on
+_ENOUGH_PAIRS = 20
+
+
+def spread(items: Sequence[str] | Sequence[tuple[str, str]], most: int) -> list:
+    """At most ``most`` of ``items``, spread evenly over them."""
+    return list(items) if most >= len(items) else [items[i * len(items) // most] for i in range(most)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prompts of one concept."""
+
+    concept: Concept
+    fit: tuple[tuple[str, str], ...]
+    check: tuple[tuple[str, str], ...]
+    second: tuple[tuple[str, str], ...]
+    """Pairs of the witness: every second of those that fit, and those that only measure."""
+    own_fit: tuple[str, ...]
+    own_check: tuple[str, ...]
+
+    @classmethod
+    def of(cls, concept: Concept, settings: CompileSettings) -> Plan:
+        """Draw the plan of a recipe."""
+        pairs, own = spread(concept.pairs, settings.pairs), spread(concept.neutral, settings.own)
+        if len(pairs) < _ENOUGH_PAIRS:
+            return cls(concept, tuple(pairs), tuple(pairs), tuple(pairs), tuple(own[0::2]), tuple(own[1::2]))
+        check = pairs[_HELD_OUT - 1 :: _HELD_OUT]
+        fit = [p for i, p in enumerate(pairs) if i % _HELD_OUT != _HELD_OUT - 1]
+        return cls(concept, tuple(fit), tuple(check), tuple([*fit[1::2], *check]), tuple(own[0::2]), tuple(own[1::2]))
+
+    def texts(self) -> list[str]:
+        """Every prompt, the pairs first."""
+        return [*(t for pair in (*self.fit, *self.check) for t in pair), *self.own_fit, *self.own_check]
+
+
+def neutral_halves(neutral: Sequence[str], settings: CompileSettings) -> tuple[list[str], list[str]]:
+    """Those that fit and those that calibrate. Raises CompileError: too few."""
+    kept = spread(list(dict.fromkeys(n for n in neutral if n.strip())), settings.neutral)
+    if len(kept) < FEWEST_NEUTRAL:
+        raise CompileError(f"At least {FEWEST_NEUTRAL} neutral prompts are needed to calibrate on; got {len(kept)}.")
+    return kept[0::2], kept[1::2]
