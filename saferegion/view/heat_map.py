@@ -1,4 +1,4 @@
-"""The report as a picture: a heat map of each token's distance from the border, before and after.
+"""The report as a picture: how far each token, and the prompt as a whole, is from the border, before and after.
 
 Needs Pillow, which both hosts have; it is imported when a picture is asked for.
 """
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import SafeRegionError
-from ..core.report import Report
+from ..core.report import Reading, Report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCALE = 8.0
 """Distance from the border, in benign standard deviations, at which the colour is full."""
-
 BAND = 26
 """Columns that stand side by side; a longer prompt goes on in the band below."""
+WHOLE = "whole"
+"""Name of the column of the prompt as a whole."""
+KEY = "red: outside the safe region; blue: inside; grey: may not move"
 
 _CELL_W, _CELL_H, _GAP, _PAD = 44, 26, 14, 12
 _BACK, _INK, _FAINT = (255, 255, 255), (32, 34, 40), (120, 124, 132)
@@ -34,40 +36,36 @@ def heat_map(
     space: str | None = None,
     title: str = "",
 ) -> NDArray[np.uint8]:
-    """A row per concept, before and after, a column per token; long prompts in bands of :data:`BAND` columns.
+    """A row per concept, before and after; a column for the prompt as a whole, and one per token that is told by words.
+
+    Long prompts go on in bands of :data:`BAND` columns. A concept that is not told by words has no fields there.
 
     Args:
         report: of :meth:`SafeRegion.apply`.
-        token_strings: one string per token of the conditioning; runs of one string (padding) share a column.
-        prompt: which prompt of the batch. space: which space (None: the first).
+        token_strings: one string per token of the space; runs of one string (padding) share a column.
+        prompt: which prompt of the batch. space: which space (None: the first that is told by words).
 
     Returns:
-        uint8 ``[H, W, 3]``. Blue is inside, white on the border, red outside, grey may not move.
+        uint8 ``[H, W, 3]``.
     """
     from PIL import Image, ImageDraw
 
-    found = [s for s in report.spaces if space is None or s.space == space]
-    if not found:
-        raise SafeRegionError(
-            f"The report has no space {space!r}; it has {', '.join(s.space for s in report.spaces) or 'none'}."
-        )
-    part = found[0]
-    if not 0 <= prompt < part.scores.shape[0]:
-        raise SafeRegionError(f"The report has {part.scores.shape[0]} prompts; there is no prompt {prompt}.")
-    before = part.before(len(report.concepts))[prompt].numpy()
-    after = part.after(len(report.concepts))[prompt].numpy()
-    columns = _columns(before.shape[0], token_strings)
+    if not 0 <= prompt < len(report.before.far):
+        raise SafeRegionError(f"The report has {len(report.before.far)} prompts; there is no prompt {prompt}.")
+    before = _fields(report.before, prompt, space)
+    after = before if report.after is report.before else _fields(report.after, prompt, space)
+    columns = _columns(len(before) - 1, token_strings)
     face, small = font(13), font(11)
     labels = [_label(name, len(span)) for name, span in columns]
-    head = max([text_width(small, t) for t in labels], default=0) + 10
+    head = max(text_width(small, t) for t in labels) + 10
     left = max(text_width(face, t) for t in (*report.titles, "before")) + text_width(small, "  before") + 2 * _PAD
     block = 2 * _CELL_H + _GAP
     band = head + len(report.concepts) * block
     starts = range(0, len(columns), BAND)
     first = _PAD + (24 if title else 0)
     width = left + min(len(columns), BAND) * _CELL_W + 2 * _PAD
-    height = first + max(1, len(starts)) * band + 34
-    image = Image.new("RGB", (max(width, 420), height), _BACK)
+    height = first + len(starts) * band + 34
+    image = Image.new("RGB", (max(width, text_width(small, KEY) + 2 * _PAD), height), _BACK)
     draw = ImageDraw.Draw(image)
     if title:
         draw.text((_PAD, _PAD), _plain(title, 110), fill=_INK, font=face)
@@ -84,11 +82,25 @@ def heat_map(
             for row, (word, values) in enumerate((("before", before), ("after", after))):
                 at = y + row * _CELL_H
                 draw.text((left - text_width(small, word) - 8, at + 7), word, fill=_FAINT, font=small)
+                told = ~np.isnan(values[:, k])
                 for i, (_, span) in enumerate(columns[start : start + BAND]):
-                    _cell(draw, small, left + i * _CELL_W, at, values[span, k])
-    key = "benign standard deviations from the border: blue inside, red outside, grey may not move"
-    draw.text((_PAD, height - 24), key, fill=_FAINT, font=small)
-    return np.asarray(image)
+                    if told[1:].any() or told[span].any():
+                        _cell(draw, small, left + i * _CELL_W, at, values[span, k])
+    draw.text((_PAD, height - 24), KEY, fill=_FAINT, font=small)
+    return np.asarray(image).copy()
+
+
+def _fields(reading: Reading, prompt: int, space: str | None) -> NDArray[np.float32]:
+    """``[1 + T, K]``: of the prompt as a whole, then of each token; NaN where nothing is known."""
+    held = reading.held()
+    if space is not None and space not in held:
+        raise SafeRegionError(
+            f"The report tells nothing by words of space {space!r}; it does of {', '.join(held) or 'none'}."
+        )
+    far = reading.far[prompt].detach().cpu().float().numpy()
+    whole = np.where(np.isfinite(far), far, np.nan)[None]
+    each = next(iter(held.values()), None) if space is None else held[space]
+    return whole if each is None else np.concatenate([whole, each[prompt].numpy()])
 
 
 def _cell(draw: Any, face: Any, x: int, y: int, values: NDArray[np.float32]) -> None:
@@ -103,14 +115,15 @@ def _cell(draw: Any, face: Any, x: int, y: int, values: NDArray[np.float32]) -> 
 
 
 def _columns(length: int, strings: Sequence[str] | None) -> list[tuple[str, list[int]]]:
+    """Name and rows of every column: row 0 is the prompt as a whole, token t is row t + 1."""
     names = [str(t) for t in range(length)] if strings is None else [*strings[:length], *[""] * (length - len(strings))]
     columns: list[tuple[str, list[int]]] = []
     for t, name in enumerate(names):
-        if columns and columns[-1][0] == name and strings is not None:
-            columns[-1][1].append(t)
+        if columns and columns[-1][0] == name:
+            columns[-1][1].append(t + 1)
         else:
-            columns.append((name, [t]))
-    return columns
+            columns.append((name, [t + 1]))
+    return [(WHOLE, [0]), *columns]
 
 
 def _label(name: str, count: int) -> str:
