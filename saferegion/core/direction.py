@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
+from . import file_format
 from .detector import Detector
-from .errors import SafeRegionError
+from .errors import DirectionFileError, SafeRegionError
 from .fingerprint import Fingerprint
 from .movers import HalfSpaces, Mover, Offset
 from .readout import check_tensor
+from .writing import write_whole
 
 KINDS = ("exclude", "balance")
 METHODS = ("compiled", "discovered", "imported")
@@ -153,3 +157,84 @@ class Direction:
             h.update(f"{name}{list(tensor.shape)}".encode())
             h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return h.digest()
+
+    # -- as a file -----------------------------------------------------------------------------------------------
+
+    def metadata(self) -> dict[str, str]:
+        """Everything but the tensors, as strings."""
+        meta = self.meta
+        return {
+            "format": file_format.FORMAT,
+            "concept": self.concept,
+            "title": meta.title,
+            "kind": meta.kind,
+            "version": str(meta.version),
+            "family": meta.family,
+            "encoder": "" if self.encoder is None else str(self.encoder),
+            "recipe": meta.recipe,
+            "method": meta.method,
+            "seed": str(meta.seed),
+            "window": json.dumps(list(self.window)),
+            "calibration": json.dumps(dict(meta.calibration), sort_keys=True),
+            "licence": meta.licence,
+            "curve": json.dumps([float(f"{v:.6g}") for v in meta.curve]),
+            "note": meta.note,
+            "terms": file_format.terms_text(self.detectors()),
+        }
+
+    @classmethod
+    def of_parts(cls, metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Direction:
+        """From what :meth:`metadata` and :meth:`tensors` return.
+
+        Raises:
+            DirectionFileError: a string or a tensor that is unknown, missing or not what it should be.
+            SafeRegionError: parts that do not fit together.
+        """
+        parts = file_format.Parts(metadata, tensors)
+        known = parts.text("encoder")
+        meta = Meta(
+            title=parts.text("title"),
+            kind=parts.text("kind"),
+            version=parts.whole("version"),
+            family=parts.text("family"),
+            recipe=parts.text("recipe"),
+            method=parts.text("method"),
+            seed=parts.whole("seed"),
+            calibration=parts.figures(),
+            licence=parts.text("licence"),
+            curve=parts.curve(),
+            note=parts.text("note"),
+        )
+        detectors, movers, rest = parts.detectors(), parts.movers(), parts.rest()
+        parts.finish()
+        if detectors and not known:
+            raise DirectionFileError("it has a detector, but no fingerprint of the encoder that it looks at.")
+        return cls(
+            concept=parts.text("concept"),
+            encoder=Fingerprint.parse(known) if known else None,
+            detector=detectors.get("detector"),
+            movers=movers,
+            rest=rest,
+            witness=detectors.get("witness"),
+            meta=meta,
+        )
+
+    def to_bytes(self) -> bytes:
+        """The direction file. Raises SafeRegionError: it holds what loading would refuse, or windows that differ."""
+        if len({m.window for m in self.movers.values() if isinstance(m, Offset)}) > 1:
+            raise DirectionFileError("The offsets of one direction must share one step window.")
+        data = file_format.to_bytes(self.metadata(), self.tensors())
+        self.of_parts(*file_format.of_bytes(data))
+        return data
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.safetensors`` file, whole or not at all (temporary file in the same folder, then renamed).
+
+        Raises:
+            OSError: the folder cannot be written or the disk is full; nothing is left behind.
+            SafeRegionError: it holds what loading would refuse (a title of two lines, a figure that is not finite);
+                nothing is written.
+        """
+        path = Path(path)
+        write_whole(path, self.to_bytes())
+        return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -13,21 +14,27 @@ from pathlib import Path
 from ..core.direction import Direction
 from ..core.errors import DirectionFileError, NotSeparableError, RecipeError, SafeRegionError
 from ..core.fingerprint import Fingerprint, fingerprint_of
-from ..learn.compile import BATCH, METHOD, Encode, Progress, compile_many
-from ..floor import NAMES, Floor
 from ..learn.bundled import neutral_prompts, vectors_folder
+from ..learn.compile import compile_many
 from ..learn.recipes import NEUTRAL, Concept, read_neutral, read_recipe
+from ..learn.settings import METHOD, CompileSettings, Encode, Progress
+from .failures import Failure, recall, remember
 from .files import load_directions
+from .minors import AGE, NAMES, minors_of
+from .packs import list_packs
 
 log = logging.getLogger("saferegion")
 
-_UNKNOWN: set[tuple[str, str]] = set()
-"""Encoders, and recipes of the floor whose words they do not know: not tried again."""
-
 CACHE_VARIABLE = "SAFE_REGION_CACHE"
 RECIPE_SUFFIXES = (".yaml", ".yml")
+SUFFIXES = (*RECIPE_SUFFIXES, ".safetensors")
 NO_CONCEPTS = frozenset({NEUTRAL, "hard-neutral"})
 """Lists of benign prompts among the bundled files: those that calibrate, and those held out to measure."""
+OWN = "my/"
+"""What the names of concepts of the user's own folders start with."""
+
+_UNSEEN = ("batch_size", "family")
+"""Settings that change nothing of what is compiled."""
 
 
 def cache_folder() -> Path:
@@ -45,6 +52,12 @@ def _read_neutral(path: Path, changed: int, size: int) -> tuple[str, ...]:
     return read_neutral(path)
 
 
+@lru_cache(maxsize=64)
+def _read_bundled(path: Path, changed: int, size: int) -> Concept:
+    """As :func:`read_recipe`, once as long as the file stays the same."""
+    return read_recipe(path)
+
+
 def load_concept(name: str | os.PathLike[str]) -> Concept | Direction:
     """A bundled concept by its name, or a recipe (``.yaml``) or direction file (``.safetensors``) by its path.
 
@@ -56,24 +69,21 @@ def load_concept(name: str | os.PathLike[str]) -> Concept | Direction:
 
 @dataclass(frozen=True)
 class Library:
-    """Concepts by name in ``folders``, the first that has it; compiled directions in ``cache``."""
+    """Concepts by name, those bundled and those of the user's own ``folders``; compiled directions in ``cache``.
+
+    Names of bundled concepts are reserved: what lies in ``folders`` is named ``my/<name>``, and is found by its plain
+    name too where nothing bundled has it.
+    """
 
     folders: tuple[Path, ...] = ()
     cache: Path | None = None
 
-    def _folders(self) -> tuple[Path, ...]:
-        return (*self.folders, vectors_folder())
+    # -- concepts by name ----------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """All concepts that can be named, sorted."""
-        found = {
-            path.stem
-            for folder in self._folders()
-            if folder.is_dir()
-            for path in folder.iterdir()
-            if path.suffix in (*RECIPE_SUFFIXES, ".safetensors") and not path.name.startswith(".")
-        }
-        return sorted(found - NO_CONCEPTS)
+        """All concepts that can be named: those bundled, then ``my/…``, each sorted."""
+        own = {name for folder in self.folders for name in _stems(folder)}
+        return [*sorted(_stems(vectors_folder()) - NO_CONCEPTS), *(OWN + n for n in sorted(own - {NEUTRAL}))]
 
     def recipes(self) -> list[Concept]:
         """Every recipe that can be named; files that are none, or broken, are left out."""
@@ -88,13 +98,14 @@ class Library:
         return found
 
     def neutral(self) -> tuple[str, ...]:
-        """Benign prompts that calibrate: ``neutral.yaml`` of the first folder that has one, else those bundled.
+        """Benign prompts that calibrate own concepts: ``neutral.yaml`` of the first folder that has one, else those
+        bundled, which always calibrate the bundled concepts.
 
         Raises RecipeError: the file is none of neutral prompts.
         """
         for folder in self.folders:
             for suffix in RECIPE_SUFFIXES:
-                if (path := folder / f"{NEUTRAL}{suffix}").is_file():
+                if (path := folder / f"{NEUTRAL}{suffix}").exists():
                     status = path.stat()
                     return _read_neutral(path, status.st_mtime_ns, status.st_size)
         return neutral_prompts()
@@ -107,22 +118,33 @@ class Library:
             return load_directions(path)
         if path.suffix in RECIPE_SUFFIXES:
             return read_recipe(path)
-        if path.name == text:
-            for folder in self._folders():
-                for suffix in (*RECIPE_SUFFIXES, ".safetensors"):
-                    candidate = folder / f"{text}{suffix}"
-                    if candidate.is_file() and text not in NO_CONCEPTS:
-                        return self._named(candidate, text)
+        plain = text.removeprefix(OWN)
+        if plain and Path(plain).name == plain and "\\" not in plain and "\0" not in plain:
+            if plain == text and text not in NO_CONCEPTS and (found := _candidate(vectors_folder(), text)):
+                return self._bundled(found, text)
+            if plain != NEUTRAL and (plain != text or plain not in NO_CONCEPTS):
+                for folder in self.folders:
+                    if found := _candidate(folder, plain):
+                        return _named(found, plain)
         raise RecipeError(
             f"There is no concept {text!r}; there are {', '.join(self.names()) or 'none'}, or give a file."
         )
 
     @staticmethod
-    def _named(path: Path, name: str) -> Concept | Direction:
-        found = load_directions(path) if path.suffix == ".safetensors" else read_recipe(path)
-        if isinstance(found, Concept) and found.name != name:
-            raise RecipeError(f"{path.name}: 'name' must be '{name}', as the file is called; got '{found.name}'.")
-        return found
+    def _bundled(path: Path, name: str) -> Concept | Direction:
+        if path.suffix == ".safetensors":
+            return load_directions(path)
+        status = path.stat()
+        return _checked_name(_read_bundled(path, status.st_mtime_ns, status.st_size), path, name)
+
+    def is_bundled(self, concept: Concept) -> bool:
+        """Whether a recipe is, word for word, the bundled one of its name."""
+        found = _candidate(vectors_folder(), concept.name)
+        if found is None or found.suffix == ".safetensors" or concept.name in NO_CONCEPTS:
+            return False
+        return self._bundled(found, concept.name) == concept
+
+    # -- directions ----------------------------------------------------------------------------------------------
 
     def directions(
         self,
@@ -130,88 +152,142 @@ class Library:
         encode: Encode,
         neutral: Sequence[str] | None = None,
         progress: Progress | None = None,
-        *,
-        batch_size: int = BATCH,
-        family: str = "",
+        settings: CompileSettings | None = None,
     ) -> list[Direction]:
-        """Directions of ``concepts`` for the encoder behind ``encode``: read from the cache, compiled where missing.
+        """Directions of ``concepts`` for the encoder behind ``encode``: from a vector pack, from the cache, or compiled.
 
-        ``neutral``: benign prompts that calibrate (None: :meth:`neutral`).
-        A cache that cannot be written or holds a damaged file costs a compile and a warning, never the guard.
-        Two processes that compile the same concept at once both write a whole file of the same content.
+        A cache that cannot be written, or that holds a damaged file, costs a compilation and a warning, never the
+        guard. What did not separate is remembered there and refused at once. Two processes that compile the same
+        concept at once both write a whole file of the same content.
+
+        Args:
+            neutral: benign prompts that calibrate all of them (None: those bundled for bundled concepts,
+                :meth:`neutral` for own ones).
 
         Raises:
             SafeRegionError: a concept that is unknown, does not compile, or is a direction file of another encoder.
         """
-        if neutral is None:
-            neutral = self.neutral()
-        neutral = [n for n in neutral if n.strip()]
+        settings = settings or CompileSettings()
         found = [c if isinstance(c, Concept | Direction) else self.find(c) for c in concepts]
         encoder = fingerprint_of(encode)
         ready: dict[int, Direction] = {}
-        missing: list[int] = []
+        missing: dict[tuple[str, ...], list[int]] = {}
         for i, concept in enumerate(found):
             if isinstance(concept, Direction):
                 if concept.encoder is not None:
                     concept.encoder.require(encoder, f"'{concept.concept}'")
                 ready[i] = concept
                 continue
-            kept = self._cached(concept, concept.digest(neutral), encoder)
-            if kept is None:
-                missing.append(i)
-            else:
+            benign = self._benign(concept, neutral)
+            digest = concept.digest(benign)
+            kept = self._packed(concept, digest, encoder, settings) or self._cached(concept, digest, encoder, settings)
+            if kept is not None:
                 ready[i] = kept
-        if missing:
-            wanted = [c for i in missing if isinstance(c := found[i], Concept)]
-            compiled = compile_many(wanted, encode, neutral, progress, batch_size=batch_size, family=family)
-            for i, directions in zip(missing, compiled, strict=True):
-                ready[i] = directions
-                self._keep(directions)
+                continue
+            if why := recall(self._folder(), encoder, digest + _tag(settings)):
+                raise NotSeparableError(why)
+            missing.setdefault(benign, []).append(i)
+        for benign, which in missing.items():
+            wanted = {c.digest(benign): c for i in which if isinstance(c := found[i], Concept)}
+            made = self._compile(list(wanted.values()), encode, benign, progress, settings)
+            for i in which:
+                if isinstance(c := found[i], Concept):
+                    ready[i] = made[list(wanted).index(c.digest(benign))]
         return [ready[i] for i in range(len(found))]
 
-    def floor(
-        self,
-        encode: Encode,
-        progress: Progress | None = None,
-        *,
-        batch_size: int = BATCH,
-        family: str = "",
-    ) -> Floor | None:
-        """What keeps the sexual theme from prompts about children on the encoder behind ``encode``.
+    def minors(
+        self, encode: Encode, progress: Progress | None = None, settings: CompileSettings | None = None
+    ) -> list[Direction]:
+        """The minors baseline on the encoder behind ``encode``; see :mod:`saferegion.guard.minors`.
 
-        Made of the bundled recipes, whatever recipes of the same names ``folders`` hold. Concepts whose words this
-        encoder does not know at all are left out, with a warning; None where nothing is left.
+        Made of the bundled recipes and neutral prompts alone, whatever ``folders`` hold. Concepts whose words this
+        encoder does not know at all are left out, with a warning that is said once; empty where nothing is left.
 
         Raises:
             SafeRegionError: a recipe is missing or broken, or does not compile for any other reason.
         """
-        bundled = Library((), self.cache)
-        concepts = [found for n in NAMES if isinstance(found := bundled.find(n), Concept)]
-        if len(concepts) != len(NAMES):
-            raise RecipeError(f"The floor beside children needs the recipes {', '.join(NAMES)}; install it again.")
-        neutral = [n for n in self.neutral() if n.strip()]
-        encoder = str(fingerprint_of(encode))
-        made: list[Direction] = []
-        wanted = [c for c in concepts if (encoder, c.digest(neutral)) not in _UNKNOWN]
+        settings = settings or CompileSettings()
+        recipes = [found for n in NAMES if isinstance(found := self.find(n), Concept)]
+        if len(recipes) != len(NAMES):
+            raise RecipeError(f"The baseline for minors needs the recipes {', '.join(NAMES)}; install it again.")
+        neutral, encoder = neutral_prompts(), fingerprint_of(encode)
+        wanted = {c.name: c for c in recipes}
+
+        def known(c: Concept) -> bool:
+            return recall(self._folder(), encoder, c.digest(neutral) + _tag(settings)) is None
+
+        wanted = {n: c for n, c in wanted.items() if known(c)}
+        while AGE in wanted and len(wanted) > 1:
+            try:
+                made = self.directions(list(wanted.values()), encode, neutral, progress, settings)
+                return minors_of(made)
+            except NotSeparableError as error:
+                lost = [n for n in wanted if _about(error, n)]
+                if not lost:
+                    raise
+                for name in lost:
+                    log.warning("The baseline for minors goes without '%s' on this encoder: %s", name, error)
+                    del wanted[name]
+        return []
+
+    def _benign(self, concept: Concept, neutral: Sequence[str] | None) -> tuple[str, ...]:
+        if neutral is None:
+            neutral = neutral_prompts() if self.is_bundled(concept) else self.neutral()
+        return tuple(n for n in neutral if n.strip())
+
+    def _compile(
+        self,
+        wanted: list[Concept],
+        encode: Encode,
+        neutral: Sequence[str],
+        progress: Progress | None,
+        settings: CompileSettings,
+    ) -> list[Direction]:
         try:
-            made = self.directions(wanted, encode, neutral, progress, batch_size=batch_size, family=family)
-        except NotSeparableError:
+            made = compile_many(wanted, encode, neutral, progress, settings)
+        except NotSeparableError as error:
             for concept in wanted:
+                if _about(error, concept.name):
+                    recipe = concept.digest(neutral) + _tag(settings)
+                    remember(self._folder(), Failure(fingerprint_of(encode), recipe, str(error)))
+            raise
+        for direction in made:
+            self._keep(direction, settings)
+        return made
+
+    # -- packs and cache -----------------------------------------------------------------------------------------
+
+    def _folder(self) -> Path:
+        return cache_folder() if self.cache is None else self.cache
+
+    def _packed(
+        self, concept: Concept, recipe: str, encoder: Fingerprint, settings: CompileSettings
+    ) -> Direction | None:
+        if _tag(settings):
+            return None
+        for path, pack in list_packs([*self.folders, self._folder()]):
+            if isinstance(pack, DirectionFileError):
+                log.warning("A vector pack is ignored (%s): %s", path, pack)
+                continue
+            if pack.method != METHOD or not pack.encoder.matches(encoder):
+                continue
+            for entry in pack.entries:
+                if (entry.concept, entry.recipe) != (concept.name, recipe):
+                    continue
                 try:
-                    made += self.directions([concept], encode, neutral, progress, batch_size=batch_size, family=family)
-                except NotSeparableError as error:
-                    _UNKNOWN.add((encoder, concept.digest(neutral)))
-                    log.warning("The floor beside children goes without '%s' on this encoder: %s", concept.name, error)
-        names = {d.concept for d in made}
-        return Floor.of(made) if NAMES[0] in names and len(names) > 1 else None
+                    return _renewed(pack.direction(entry), concept)
+                except DirectionFileError as error:
+                    log.warning("A file of the vector pack '%s' is ignored: %s", pack.name, error)
+        return None
 
-    def _file(self, concept: str, recipe: str, encoder: Fingerprint) -> Path:
-        folder = cache_folder() if self.cache is None else self.cache
+    def _file(self, concept: str, recipe: str, encoder: Fingerprint, settings: CompileSettings) -> Path:
         widths = "-".join(f"{n}{w}" for n, w in encoder.widths)
-        return folder / f"{concept}-{recipe[:16]}-fit{METHOD}-{widths}"
+        return self._folder() / f"{concept}-{recipe[:16]}-fit{METHOD}{_tag(settings)}-{widths}"
 
-    def _cached(self, concept: Concept, recipe: str, encoder: Fingerprint) -> Direction | None:
-        stem = self._file(concept.name, recipe, encoder)
+    def _cached(
+        self, concept: Concept, recipe: str, encoder: Fingerprint, settings: CompileSettings
+    ) -> Direction | None:
+        stem = self._file(concept.name, recipe, encoder, settings)
         try:
             candidates = sorted(stem.parent.glob(f"{stem.name}-*.safetensors"))
         except OSError:
@@ -219,22 +295,22 @@ class Library:
         found = []
         for path in candidates:
             try:
-                directions = load_directions(path)
+                direction = load_directions(path)
             except DirectionFileError as error:
                 log.warning("Compiled directions are ignored and made again: %s", error)
                 continue
-            if directions.recipe == recipe and directions.encoder is not None and directions.encoder.matches(encoder):
-                found.append((directions.encoder.distance(encoder), directions))
-        return min(found, key=lambda f: f[0])[1] if found else None
+            here = direction.meta.recipe == recipe and direction.concept == concept.name
+            if here and direction.encoder is not None and direction.encoder.matches(encoder):
+                found.append((direction.encoder.distance(encoder), direction))
+        return _renewed(min(found, key=lambda f: f[0])[1], concept) if found else None
 
-    def _keep(self, directions: Direction) -> None:
-        if directions.encoder is None:
+    def _keep(self, direction: Direction, settings: CompileSettings) -> None:
+        if direction.encoder is None:
             raise SafeRegionError("Only directions of a known encoder are kept.")
-        stem = self._file(directions.concept, directions.recipe, directions.encoder)
-        tag = _short(str(directions.encoder))
+        stem = self._file(direction.concept, direction.meta.recipe, direction.encoder, settings)
         try:
-            directions.save(stem.parent / f"{stem.name}-{tag}.safetensors")
-        except (OSError, DirectionFileError) as error:
+            direction.save(stem.parent / f"{stem.name}-{_short(str(direction.encoder))}.safetensors")
+        except (OSError, SafeRegionError) as error:
             log.warning(
                 "Compiled directions cannot be kept in %s (%s), so they are compiled again next time; "
                 "set %s to a folder that can be written.",
@@ -242,6 +318,56 @@ class Library:
                 getattr(error, "strerror", None) or error,
                 CACHE_VARIABLE,
             )
+
+
+def _stems(folder: Path) -> set[str]:
+    try:
+        return {p.stem for p in folder.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".")}
+    except OSError:
+        return set()
+
+
+def _candidate(folder: Path, name: str) -> Path | None:
+    for suffix in SUFFIXES:
+        if (path := folder / f"{name}{suffix}").exists():
+            return path
+    return None
+
+
+def _named(path: Path, name: str) -> Concept | Direction:
+    if path.suffix == ".safetensors":
+        return load_directions(path)
+    return _checked_name(read_recipe(path), path, name)
+
+
+def _checked_name(found: Concept, path: Path, name: str) -> Concept:
+    if found.name != name:
+        raise RecipeError(f"{path.name}: 'name' must be '{name}', as the file is called; got '{found.name}'.")
+    return found
+
+
+def _renewed(direction: Direction, concept: Concept) -> Direction:
+    """With what people read as the recipe says it now; its digest is of the prompts alone."""
+    meta = dataclasses.replace(
+        direction.meta, title=concept.title, version=concept.version, licence=concept.licence
+    )
+    return dataclasses.replace(direction, meta=meta)
+
+
+def _about(error: NotSeparableError, name: str) -> bool:
+    """Whether a refusal speaks of a concept: it begins with its name."""
+    return str(error).startswith(f"'{name}'")
+
+
+def _tag(settings: CompileSettings) -> str:
+    """Names settings that change what is compiled; empty where they are the usual ones."""
+    usual = CompileSettings()
+    own = {
+        f.name: getattr(settings, f.name)
+        for f in dataclasses.fields(settings)
+        if f.name not in _UNSEEN and getattr(settings, f.name) != getattr(usual, f.name)
+    }
+    return f"-{_short(repr(sorted(own.items())))}" if own else ""
 
 
 def _short(text: str) -> str:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.conditioning import MEAN, Conditioning
+from ..core.conditioning import Conditioning
 from ..core.direction import Direction
 from ..core.errors import SafeRegionError
-from ..learn.compile import BATCH, Encode, Progress
-from ..floor import Floor
-from ..learn.recipes import Concept
 from ..core.region import MODES, STRONGEST, SafeRegion
 from ..core.report import Finding, Report
+from ..learn.recipes import Concept
+from ..learn.settings import CompileSettings, Encode, Progress
 from .library import Library
+from .minors import BESIDE, NO_MINORS
 
 ORDER = ("steer", "erase", "project")
 """Modes in the order in which they act: project last, so that what comes out is inside."""
@@ -56,11 +56,12 @@ class Selection:
 
     choices: tuple[Choice, ...] = ()
 
-    def add(self, *choices: Choice) -> Selection:
+    def __post_init__(self) -> None:
         chosen = {(c.name, c.mode): c for c in self.choices}
-        for choice in choices:
-            chosen[choice.name, choice.mode] = choice
-        return Selection(tuple(chosen.values()))
+        object.__setattr__(self, "choices", tuple(chosen.values()))
+
+    def add(self, *choices: Choice) -> Selection:
+        return Selection((*self.choices, *choices))
 
     def __str__(self) -> str:
         def text(c: Choice) -> str:
@@ -73,11 +74,9 @@ class Selection:
         encode: Encode,
         library: Library | None = None,
         progress: Progress | None = None,
-        *,
-        batch_size: int = BATCH,
-        family: str = "",
+        settings: CompileSettings | None = None,
     ) -> Guard:
-        """Find or compile the directions of every choice for the encoder behind ``encode``.
+        """Find or compile the directions of every choice for the encoder behind ``encode``, and the minors baseline.
 
         Raises:
             SafeRegionError: nothing is switched on, or a concept cannot be used on this encoder or in its mode; no
@@ -86,48 +85,62 @@ class Selection:
         if not self.choices:
             raise SafeRegionError("Nothing is switched on: choose at least one concept.")
         library = Library() if library is None else library
-        found = library.directions(
-            [c.concept for c in self.choices], encode, progress=progress, batch_size=batch_size, family=family
-        )
-        floor = library.floor(encode, progress, batch_size=batch_size, family=family)
-        return Guard.of(self, found, floor)
+        found = library.directions([c.concept for c in self.choices], encode, None, progress, settings)
+        return Guard.of(self, found, library.minors(encode, progress, settings))
 
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """One region a mode, applied one after another, and the floor; what an adapter holds on to."""
+    """What an adapter holds on to.
+
+    Attributes:
+        regions: one a mode, in the order in which they act. minors: the baseline, which is part of the last of them.
+        entry: the baseline alone, which acts first where regions of other modes come before the last: it judges
+            prompts as they came in.
+    """
 
     regions: tuple[SafeRegion, ...]
-    floor: Floor | None
+    minors: tuple[Direction, ...] = ()
+    entry: SafeRegion | None = None
 
     @classmethod
-    def of(cls, selection: Selection, directions: Sequence[Direction], floor: Floor | None) -> Guard:
-        """From the directions of the selection's choices, in their order, and :meth:`Library.floor`."""
+    def of(cls, selection: Selection, directions: Sequence[Direction], minors: Sequence[Direction] = ()) -> Guard:
+        """From the directions of the selection's choices, in their order, and :meth:`Library.minors`.
+
+        Raises:
+            SafeRegionError: a choice that cannot be used in its mode, or that has a name of the minors baseline.
+        """
+        both = list(zip(directions, selection.choices, strict=True))
+        for choice in selection.choices:
+            if choice.name.endswith(BESIDE):
+                raise SafeRegionError(f"Names that end in '{BESIDE}' are reserved; call '{choice.name}' otherwise.")
         regions = []
         for mode in ORDER:
-            both = [(d, c) for d, c in zip(directions, selection.choices, strict=True) if c.mode == mode]
-            if both:
-                named = [replace(d, concept=c.name) for d, c in both]
-                regions.append(SafeRegion(named, {c.name: c.strength for _, c in both}, mode))
-        return cls(tuple(regions), floor)
+            named = [replace(d, concept=c.name) for d, c in both if c.mode == mode]
+            strength = {c.name: c.strength for _, c in both if c.mode == mode}
+            if mode == "project":
+                named += minors
+            if named:
+                regions.append(SafeRegion(named, strength, mode))
+        before = any(r.mode != "project" for r in regions)
+        return cls(tuple(regions), tuple(minors), SafeRegion(minors) if minors and before else None)
 
     def apply(self, c: Conditioning) -> tuple[Conditioning, GuardReport]:
-        """As :meth:`SafeRegion.apply`, of every region in turn; ``c`` itself where nothing had to move. Prompts that
-        come in on the child side of the age axis are held to the floor last."""
-        young = None if self.floor is None else self.floor.young(c)
+        """As :meth:`SafeRegion.apply`, of every region in turn; ``c`` itself where nothing had to move."""
         reports = []
+        if self.entry is not None:
+            c, report = self.entry.apply(c)
+            reports += [report] if report.moved else []
         for region in self.regions:
             c, report = region.apply(c)
             reports.append(report)
-        if self.floor is not None and young is not None:
-            c, last = self.floor.apply(c, young)
-            reports += [last] if last is not None and last.moved else []
-        return c, GuardReport(tuple(reports), self.floor is not None)
+        return c, GuardReport(tuple(reports), bool(self.minors))
 
     def at(self, fraction: float) -> Guard:
-        """The part whose step windows hold ``fraction`` of the sampling; it may hold no region. The floor stays."""
+        """The part whose step windows hold ``fraction`` of the sampling; it may hold no region. The minors baseline
+        acts in all of it."""
         inside = tuple(r for region in self.regions if (r := region.at(fraction)) is not None)
-        return self if inside == self.regions else Guard(inside, self.floor)
+        return self if inside == self.regions else Guard(inside, self.minors, self.entry)
 
     def windows(self) -> list[tuple[float, float]]:
         """The parts of the sampling in which always the same concepts act, from 0 to 1."""
@@ -137,20 +150,16 @@ class Guard:
 
     def spaces(self) -> frozenset[str]:
         """Names of the encoder's spaces that every region guards."""
-        known = [{s.removesuffix(MEAN) for d in r.directions for s in d.spaces} for r in self.regions]
+        known = [{s for d in r.directions for s in d.movers} for r in self.regions]
         return frozenset(set.intersection(*known)) if known else frozenset()
-
-
-NO_FLOOR = "no floor beside children: this text encoder does not know its words"
-"""What is said where :meth:`Library.floor` has nothing to be made of."""
 
 
 @dataclass(frozen=True, eq=False)
 class GuardReport:
-    """What each region of a guard did, in the order in which they acted; whether there was a floor."""
+    """What each region of a guard did, in the order in which they acted; whether there was a minors baseline."""
 
     reports: tuple[Report, ...]
-    floor: bool = True
+    minors: bool = True
 
     @property
     def moved(self) -> bool:
@@ -158,7 +167,18 @@ class GuardReport:
         return any(r.moved for r in self.reports)
 
     @property
+    def unresolved(self) -> tuple[tuple[int, str], ...]:
+        """(prompt, concept) of each concept that stayed open; see :attr:`Report.unresolved`."""
+        return tuple(dict.fromkeys(u for r in self.reports for u in r.unresolved))
+
+    def require_resolved(self) -> None:
+        """Raise UnresolvedError where a concept stayed open."""
+        for report in self.reports:
+            report.require_resolved()
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
+        """Those of every region."""
         return tuple(f for r in self.reports for f in r.findings)
 
     def text(self, token_strings: Sequence[Sequence[str]] | None = None) -> str:
@@ -166,8 +186,16 @@ class GuardReport:
         lines = [r.text(token_strings) for r in self.reports]
         if len(lines) > 1:
             lines = [f"[{r.mode}]\n{text}" for r, text in zip(self.reports, lines, strict=True)]
-        return "\n".join(lines if self.floor else [*lines, NO_FLOOR])
+        return "\n".join(lines if self.minors else [*lines, NO_MINORS])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"moved": self.moved, "floor": self.floor, "regions": [r.to_dict() for r in self.reports]}
+        return {
+            "moved": self.moved,
+            "minors": self.minors,
+            "unresolved": [{"prompt": b, "concept": k} for b, k in self.unresolved],
+            "regions": [r.to_dict() for r in self.reports],
+        }
+
+
+__all__ = ["NO_MINORS", "ORDER", "Choice", "Guard", "GuardReport", "Selection"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from ..core.writing import write_whole
-from ..core.direction import Direction, Direction
+from ..core.direction import Direction, Meta
 from ..core.errors import DirectionFileError, SafeRegionError
+from ..core.movers import Offset
+from ..core.writing import read_whole, write_whole
 
 LARGEST = 64 * 2**20
 WIDEST = 2**20
 """Most numbers in one tensor: a few bytes can claim to be any number of them."""
+MOST_PARTS = 1000
+RATIO = 1000
+"""Parts of a zip that grow by more are no numbers; torch itself packs none."""
 WINDOW = (0.4, 1.0)
 """Part of the sampling in which the paper's code applies its vector: steps 20 to 50 of 50."""
 
@@ -31,14 +36,10 @@ def import_paper_vector(
         DirectionFileError: not such a file; it is read with ``weights_only=True``, so nothing in it can run.
     """
     path = Path(path)
+    raw = read_whole(path, LARGEST, DirectionFileError, "a vector of this format has a few thousand")
+    _check_zip(path.name, raw)
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DirectionFileError(f"{path.name} cannot be read: {error.strerror or error}.") from None
-    if size > LARGEST:
-        raise DirectionFileError(f"{path.name} has {size:,} bytes; a vector of this format has a few thousand.")
-    try:
-        data = torch.load(str(path), map_location="cpu", weights_only=True)
+        data = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever a damaged or hostile pickle makes it raise
         raise DirectionFileError(
             f"{path.name} is not a plain file of tensors ({type(error).__name__}); it was not read."
@@ -61,42 +62,58 @@ def import_paper_vector(
         raise DirectionFileError(
             f"{path.name}: b must be [1, tokens, 1] and a [1, 1, width]; got {list(b.shape)} and {list(a.shape)}."
         )
+    if any(t.is_meta for t in (a, b)):
+        raise DirectionFileError(f"{path.name}: a and b hold no numbers (they are meta tensors); ask for the real file.")
     if not all(t.is_floating_point() and t.layout == torch.strided for t in (a, b)):
         raise DirectionFileError(f"{path.name}: a and b must be plain floating tensors.")
     b, a = b.detach().float().flatten(), a.detach().float().flatten()
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()) or float(a.norm()) < 1e-15:
         raise DirectionFileError(f"{path.name}: a or b holds NaN, infinity or nothing but zeros.")
-    normal = (-a.double() / a.double().square().sum()).float()
-    direction = Direction(normal=normal.unsqueeze(0), shift=-a.unsqueeze(0), weight=b)
     return Direction(
         concept=concept,
-        title=title or concept,
-        spaces={"tokens": direction},
         encoder=None,
-        method="imported",
-        window=window,
-        licence=licence,
+        detector=None,
+        movers={"tokens": Offset(b, a, window)},
+        meta=Meta(title=title or concept, method="imported", licence=licence),
     )
+
+
+def _check_zip(name: str, raw: bytes) -> None:
+    """Raises DirectionFileError: the parts of a zip say that they are larger than any vector, inflated."""
+    if raw[:2] != b"PK":
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            parts = archive.infolist()
+    except Exception as error:  # whatever a damaged or hostile zip makes it raise
+        raise DirectionFileError(f"{name} is a damaged zip ({type(error).__name__}); it was not read.") from None
+    if len(parts) > MOST_PARTS or sum(p.file_size for p in parts) > LARGEST:
+        raise DirectionFileError(f"{name} would be more than {LARGEST:,} bytes when unpacked; it was not read.")
+    if any(p.file_size > RATIO * p.compress_size + 2**16 for p in parts):
+        raise DirectionFileError(f"{name} is packed too tightly for a vector of this format; it was not read.")
 
 
 def _words(names: Mapping[str, object]) -> str:
     return ", ".join(repr(n[:40]) for n in sorted(names)[:6]) or "nothing"
 
 
-def export_paper_vector(directions: Direction, path: str | Path) -> Path:
+def export_paper_vector(direction: Direction, path: str | Path) -> Path:
     """Write the two tensors ``b`` [1, L, 1] and ``a`` [1, 1, D] that the paper's code adds as β·(b ⊗ a).
 
     Raises:
-        SafeRegionError: more than one half-space, which this format cannot hold, or no token space.
+        SafeRegionError: more than one direction, which this format cannot hold, or no token space.
         OSError: the file cannot be written; nothing is left behind.
     """
-    direction = directions.spaces.get("tokens")
-    if direction is None or direction.facets != 1:
+    mover = direction.movers.get("tokens")
+    if mover is None or mover.facets != 1:
         raise SafeRegionError(
-            f"'{directions.concept}' is not one direction in one token space; this format holds only that."
+            f"'{direction.concept}' is not one direction in one token space; this format holds only that."
         )
-    weight = torch.ones(direction.period) if direction.weight is None else direction.weight
+    if isinstance(mover, Offset):
+        b, a = mover.b, mover.a
+    else:
+        b, a = torch.ones(mover.mean.shape[1]), -mover.displacement[0]
     buffer = io.BytesIO()
-    torch.save({"b": weight.reshape(1, -1, 1).clone(), "a": -direction.shift.reshape(1, 1, -1)}, buffer)
+    torch.save({"b": b.reshape(1, -1, 1).clone(), "a": a.reshape(1, 1, -1).clone()}, buffer)
     write_whole(Path(path), buffer.getvalue())
     return Path(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.direction import KINDS
 from ..core.errors import RecipeError
+from ..core.writing import read_whole
 
 RECIPE_FORMAT = "saferegion-recipe/1"
 NEUTRAL_FORMAT = "saferegion-neutral/1"
@@ -23,6 +24,8 @@ LONGEST = 4000
 DEEPEST = 20
 """Levels of lists and mappings in a recipe file."""
 FEWEST_PAIRS = 4
+MOST_PAIRS = 20_000
+"""Most pairs of one recipe, its templates filled in."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
 
@@ -179,6 +182,11 @@ def read_recipe(path: str | Path) -> Concept:
         if template.count("{}") != 1:
             raise RecipeError(f"{where}: each template must hold {{}} exactly once; got {template!r}.")
     pairs = _pairs(data["pairs"], where)
+    if len(templates) * len(pairs) > MOST_PAIRS:
+        raise RecipeError(
+            f"{where}: {len(templates):,} templates times {len(pairs):,} pairs are {len(templates) * len(pairs):,} "
+            f"pairs; at most {MOST_PAIRS:,} are allowed."
+        )
     neutral = _strings(data["neutral"], where, "neutral") if "neutral" in data else []
     try:
         return Concept(
@@ -226,12 +234,9 @@ def read_neutral(path: str | Path) -> tuple[str, ...]:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    raw = read_whole(path, LARGEST, RecipeError, f"a recipe is a short text of at most {LARGEST // 2**20} MB")
     try:
-        if path.stat().st_size > LARGEST:
-            raise RecipeError(f"{path.name} is larger than {LARGEST // 2**20} MB; a recipe is a short text.")
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path.name} cannot be read: {error.strerror or error}.") from None
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path.name} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
     data = _parse(text, path.name)

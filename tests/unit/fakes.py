@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from saferegion import Concept, ConceptDirections, Conditioning, Direction, Fingerprint
+from saferegion import Concept, Conditioning, Detector, Direction, Fingerprint, HalfSpaces, Meta, Offset, Readout, Term
 
 LENGTH = 77
 KNOWN = ("burning", "blazing", "flaming")
@@ -109,43 +109,68 @@ def normals(count: int, width: int, seed: int, kind: str = "random") -> torch.Te
     return v[:1] * sign.repeat(count)[:count, None] + wiggle * v
 
 
-def direction(
-    normal: torch.Tensor,
-    covariance: torch.Tensor,
-    threshold: float | torch.Tensor = 2.0,
-    mean: float | torch.Tensor = 0.0,
-    weight: torch.Tensor | None = None,
-) -> Direction:
-    """The half-space of one ``normal`` [D] in the metric ``covariance``, for tokens of mean zero."""
-    v = normal / (normal @ covariance @ normal).sqrt()
-    at = torch.as_tensor(threshold, dtype=torch.float32).reshape(1, -1)
-    return Direction(
-        normal=v.float()[None],
-        shift=(covariance @ v).float()[None],
-        threshold=at,
-        mean=torch.as_tensor(mean, dtype=torch.float32).reshape(1, -1).expand_as(at).clone(),
-        deviation=torch.ones_like(at),
-        spread=(v**2 @ covariance.diagonal()).sqrt().float()[None],
-        weight=weight,
-    )
-
-
 def fingerprint(**widths: int) -> Fingerprint:
     return Fingerprint(tuple(widths.items()), (0.5,) * (32 * len(widths)))
 
 
-def concept(name: str = "fire", *, encoder: Fingerprint | None = None, **spaces: Direction) -> ConceptDirections:
-    encoder = encoder or fingerprint(**{n: d.width for n, d in spaces.items()})
-    return ConceptDirections(name, spaces, encoder, title=f"The {name}", recipe="ab" * 32)
+def half_spaces(displacement: torch.Tensor, period: int = 1, mean: float = 0.0, target: float = 0.0) -> HalfSpaces:
+    """Along ``displacement`` [D] or [F, D]."""
+    u = torch.atleast_2d(displacement).float()
+    return HalfSpaces(u, torch.full((len(u), period), mean), torch.ones(len(u)), torch.full((len(u),), target))
 
 
-def concepts(
-    count: int, width: int, seed: int = 0, kind: str = "random", threshold: float = 2.0
-) -> tuple[list[ConceptDirections], torch.Tensor]:
-    """``count`` concepts whose shifts come from one metric, and that metric."""
-    s = metric(width, seed)
+def made(
+    name: str = "fire",
+    normal: torch.Tensor | None = None,
+    displacement: torch.Tensor | None = None,
+    *,
+    width: int = 6,
+    threshold: float = 2.0,
+    readouts: Sequence[str] = ("token",),
+    joint: Sequence[tuple[int, int]] = (),
+    period: int = 1,
+    pooled: bool = False,
+    witness: bool = False,
+    encoder: Fingerprint | None = None,
+    kind: str = "exclude",
+) -> Direction:
+    """A direction whose detector asks ``normal`` [D] of tokens (their first channel) and moves along ``displacement``
+    (four times the normal); benign tokens have mean zero and deviation one."""
+    w = torch.eye(width)[0] if normal is None else normal.float()
+    u = 4 * w / w.square().sum() if displacement is None else displacement.float()
+    width = len(w)
+    spaces = {"tokens": width} | ({"pooled": width} if pooled else {})
+    terms = []
+    for space in spaces:
+        for reduce in readouts if space == "tokens" else ("pooled",):
+            weight = torch.cat([w, 0.5 * w]) if reduce == "pair" else w
+            offset = torch.zeros(1, period if reduce in ("token", "pair") else 1)
+            terms.append(Term(Readout(space, reduce), weight.unsqueeze(0), offset))
+    at = torch.full((len(terms),), float(threshold))
+    sums = torch.full((len(joint),), 1.5 * float(threshold)) if joint else None
+    detector = Detector(tuple(terms), at, tuple(joint), sums)
+    return Direction(
+        name,
+        encoder or fingerprint(**spaces),
+        detector,
+        {s: half_spaces(u, period if s == "tokens" else 1) for s in spaces},
+        {s: torch.zeros(period if s == "tokens" else 1, width) for s in spaces},
+        Detector(tuple(terms), at) if witness else None,
+        Meta(title=f"The {name}", kind=kind, recipe="ab" * 32),
+    )
+
+
+def imported(name: str = "paper", width: int = 6, period: int = 77, window: tuple[float, float] = (0.4, 1.0)) -> Direction:
+    """An offset alone, as the paper's vectors are."""
+    gen = torch.Generator().manual_seed(5)
+    mover = Offset(torch.randn(period, generator=gen), torch.randn(width, generator=gen), window)
+    return Direction(name, None, None, {"tokens": mover}, meta=Meta(title=name, method="imported"))
+
+
+def concepts(count: int, width: int, seed: int = 0, kind: str = "random", threshold: float = 2.0) -> list[Direction]:
+    """``count`` concepts ``c0``, ``c1`` …, each moved along the normal it is told by."""
     rows = normals(count, width, seed, kind)
-    return [concept(f"c{k}", tokens=direction(v, s, threshold)) for k, v in enumerate(rows)], s
+    return [made(f"c{k}", v / v.norm(), threshold=threshold) for k, v in enumerate(rows)]
 
 
 def tokens(covariance: torch.Tensor, batch: int, length: int, seed: int, scale: float = 1.0) -> torch.Tensor:
