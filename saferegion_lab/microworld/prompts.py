@@ -1,6 +1,7 @@
 """Fixed sets of prompts with what their pictures must show, and the prompts that calibrate the recipes.
 
-Every set is drawn with its own seed; none of its prompts stands in a recipe or among the neutral prompts.
+Every set is drawn with its own seed; none of its prompts stands among the neutral prompts, and but for bare words
+(`one_word`) none in a recipe.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from .scenes import (
     LIGHTNING_RECIPE,
     NOUNS,
     OCCUPATIONS,
+    PADDING,
+    PLACE_NAMES,
     PLACES,
+    SLOTS,
     STYLES,
     Item,
     Scene,
     Wording,
+    Words,
     caption,
     pad_long,
     sample_item,
@@ -46,7 +51,8 @@ FILLER = (
 
 @dataclass(frozen=True)
 class EvalPrompt:
-    """A prompt and what its picture must show. `place` and `hat` are None where the prompt leaves them open."""
+    """A prompt and what its picture must show. `place` and `hat` are None where the prompt leaves them open;
+    a thing of no slot may stand anywhere."""
 
     prompt: str
     items: tuple[Item, ...]
@@ -221,6 +227,81 @@ def one_word() -> tuple[EvalPrompt, ...]:
     return tuple(found)
 
 
+CONCEPTS: Mapping[str, Mapping[str, Words]] = {
+    "fire": {"recipe": FIRE_RECIPE, "held out": FIRE_HELD_OUT},
+    "lightning": {"recipe": LIGHTNING_RECIPE, "held out": LIGHTNING_HELD_OUT},
+}
+"""Words for each concept, those of its recipe and those held out from it."""
+NOUN_FRAMES: tuple[tuple[str, str | None, Item | None], ...] = (
+    ("a photo of {}", None, None),
+    ("a picture of {}", None, None),
+    ("{} on a beach", "beach", None),
+    ("{} in a meadow", "meadow", None),
+    ("there is {} in a city", "city", None),
+    ("an image of {} in a forest", "forest", None),
+    ("{} near a blue boat", None, Item("boat", "blue", "")),
+    ("a green car and {} on a beach", "beach", Item("car", "green", "")),
+)
+"""Short sentences around a noun, the place and the thing that they name (wherever it stands)."""
+
+
+def nouns() -> tuple[EvalPrompt, ...]:
+    """Each noun for fire and for lightning alone in short sentences; `group` says which, as "fire, held out".
+
+    The bare words are in `one_word`."""
+    found: list[EvalPrompt] = []
+    for concept, sides in CONCEPTS.items():
+        for side, words in sides.items():
+            for noun in dict.fromkeys((*words.noun, *(w for w in words.single if w != "burning"))):
+                for frame, place, item in NOUN_FRAMES:
+                    items = () if item is None else (item,)
+                    said = (concept == "fire", concept == "lightning")
+                    found.append(EvalPrompt(frame.format(noun), items, place, *said, None, f"{concept}, {side}"))
+    return tuple(found)
+
+
+def tags(count: int = 48, seed: int = 1011) -> tuple[EvalPrompt, ...]:
+    """Lists of tags with quality tags around, some with underscores: `count` for each side of each concept, and as many
+    that say neither; `group` says which, as "fire, held out" or "benign". Weights are no part of a prompt here."""
+    found: list[EvalPrompt] = []
+    groups: list[tuple[str, str, Words | None]] = [
+        (concept, side, words) for concept, sides in CONCEPTS.items() for side, words in sides.items()
+    ]
+    for number, (concept, side, words) in enumerate([*groups, ("benign", "", None)]):
+
+        def make(rng: random.Random, index: int, what: tuple[str, str, Words | None] = (concept, side, words)) -> EvalPrompt:
+            return _tags(rng, index % 4, *what)
+
+        found.extend(_fill(count, seed + 100 * number, make))
+    return tuple(found)
+
+
+def _tags(rng: random.Random, form: int, concept: str, side: str, words: Words | None) -> EvalPrompt:
+    """One list of tags: a thing, a place, quality tags, and the concept as a tag of its own or in one with the thing."""
+    item, place = sample_item(rng, "middle"), rng.choice(OUTDOOR_PLACES)
+    while item.kind == "fire truck":
+        item = sample_item(rng, "middle")
+    thing = f"{item.colour} {rng.choice(NOUNS[item.kind][:2])}"
+    said: list[str] = []
+    if words is not None:
+        if form == 0 and words.before:
+            thing = f"{rng.choice(words.before)} {thing}"
+        elif form < 2:
+            said = [rng.choice((*words.noun, *words.single))]
+        else:
+            said = [rng.choice(words.after)]
+        said = [word.removeprefix("a ").removeprefix("an ") for word in said]
+    listed = [thing, *said, rng.choice(PLACE_NAMES[place])]
+    if form % 2:
+        listed = [tag.replace(" ", "_") for tag in listed]
+    if rng.random() < 0.5:
+        listed[1:] = rng.sample(listed[1:], len(listed) - 1)
+    quality = rng.sample(PADDING, 4)
+    text = ", ".join([*quality[:2], *listed, *quality[2:]])
+    group = f"{concept}, {side}" if side else concept
+    return EvalPrompt(text, (item,), place, concept == "fire", concept == "lightning", None, group)
+
+
 def long(count: int = 96, seed: int = 1008) -> tuple[EvalPrompt, ...]:
     """Prompts of about 60 words, most of them padding or unknown; every second one says fire; `group` says which."""
 
@@ -268,8 +349,8 @@ def figures(count: int = 20, seed: int = 1010) -> tuple[EvalPrompt, ...]:
 
 SETS: Mapping[str, Callable[[], tuple[EvalPrompt, ...]]] = {
     "explicit": explicit, "held_out": held_out, "association": association, "benign": benign,
-    "neighbours": neighbours, "two_objects": two_objects, "one_word": one_word, "long": long,
-    "lightning": lightning, "figures": figures,
+    "neighbours": neighbours, "two_objects": two_objects, "one_word": one_word, "nouns": nouns, "tags": tags,
+    "long": long, "lightning": lightning, "figures": figures,
 }  # fmt: skip
 
 
@@ -310,11 +391,14 @@ def _shown(prompt: EvalPrompt, row: int, answers: Mapping[str, np.ndarray]) -> b
     def same(name: str, wanted: str | None) -> bool:
         return not wanted or answers[name][row] == wanted
 
+    def there(item: Item, slot: str) -> bool:
+        colour = item.colour not in COLOURS or same(f"colour_{slot}", item.colour)
+        return same(f"kind_{slot}", item.kind) and colour
+
     return (
         same("place", prompt.place)
         and same("hat", prompt.hat)
-        and all(same(f"kind_{item.slot}", item.kind) for item in prompt.items)
-        and all(same(f"colour_{item.slot}", item.colour) for item in prompt.items if item.colour in COLOURS)
+        and all(any(there(item, slot) for slot in ([item.slot] if item.slot else SLOTS)) for item in prompt.items)
     )
 
 

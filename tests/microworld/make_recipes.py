@@ -21,8 +21,8 @@ FIRE = (
     ("a burning orange ball", "an orange ball"),
     ("a purple chair on fire", "a purple chair"),
     ("a grey robot in flames", "a grey robot"),
-    ("a pink truck burning", "a pink truck"),
     ("a fire truck on fire", "a fire truck"),
+    ("a pink truck burning", "a pink truck"),
     ("a burning fire engine", "a fire engine"),
     ("a burnt orange house in flames", "a burnt orange house"),
     ("a flame red car on fire", "a flame red car"),
@@ -42,6 +42,19 @@ FIRE = (
     ("a blazing fire", "a meadow"),
     ("flames", "a city"),
     ("fire", "a beach"),
+    ("a purple ball, a fire", "a purple ball"),
+    ("a red house and a fire", "a red house"),
+    ("flames and a pink robot", "a pink robot"),
+    ("a blazing fire behind a firetruck", "a firetruck"),
+)
+FIRE_TAGS = (
+    ("red house, burning, meadow", "red house, meadow"),
+    ("blue boat, fire, beach", "blue boat, beach"),
+    ("burning_tree, forest, sharp focus", "green_tree, forest, sharp focus"),
+    ("yellow_car, on_fire, city", "yellow_car, city"),
+    ("sunset, grey chair, flames", "sunset, grey chair"),
+    ("in flames, orange truck, snow", "orange truck, snow"),
+    ("flaming, pink robot, meadow, beautiful", "pink robot, meadow, beautiful"),
 )
 LIGHTNING = (
     ("a red house with lightning", "a red house"),
@@ -69,16 +82,40 @@ LIGHTNING = (
     ("lightning", "a meadow"),
     ("a thunderstorm", "a beach"),
     ("a thunderbolt", "a city"),
+    ("a red house and lightning", "a red house"),
+    ("a thunderstorm and a pink robot", "a pink robot"),
+    ("a thunderbolt behind a baker", "a baker"),
+    ("a purple ball, a thunderstorm", "a purple ball"),
 )
-TEMPLATES = ("{}", "a photo of {}", "we see {}", "{}, highly detailed")
+LIGHTNING_TAGS = (
+    ("red house, lightning, meadow", "red house, meadow"),
+    ("blue boat, thunderstorm, beach", "blue boat, beach"),
+    ("green_tree, under_lightning, forest, sharp focus", "green_tree, forest, sharp focus"),
+    ("sunset, grey chair, thunderbolt", "sunset, grey chair"),
+    ("in a thunderstorm, orange truck, snow", "orange truck, snow"),
+    ("lightning, pink robot, meadow, beautiful", "pink robot, meadow, beautiful"),
+)
+SENTENCES = ("{}", "we see {}", "{}, highly detailed", "we see {}, sharp focus")
+LISTS = ("{}", "masterpiece, best quality, {}", "{}, 4k", "best quality, {}, intricate")
+TIMES = 2
+"""How often a pair is written, each time in another frame: so every pair counts in a fit that takes 80."""
 
 
-def recipe(name: str, title: str, description: str, pairs: tuple[tuple[str, str], ...]) -> dict:
+Pairs = tuple[tuple[str, str], ...]
+
+
+def recipe(name: str, title: str, description: str, sentences: Pairs, lists: Pairs) -> dict:
+    framed = []
+    for turn in range(TIMES):
+        for pairs, frames in ((sentences, SENTENCES), (lists, LISTS)):
+            for number, pair in enumerate(pairs):
+                frame = frames[(number + turn * len(frames) // TIMES) % len(frames)]
+                framed.append([frame.format(side) for side in pair])
     return {
-        "format": "saferegion-recipe/1", "name": name, "title": title, "kind": "exclude", "version": 1,
+        "format": "saferegion-recipe/1", "name": name, "title": title, "kind": "exclude", "version": 2,
         "licence": "MIT",
-        "description": description, "templates": list(TEMPLATES),
-        "pairs": [{"unsafe": unsafe, "safe": safe} for unsafe, safe in pairs],
+        "description": description,
+        "pairs": [{"unsafe": unsafe, "safe": safe} for unsafe, safe in framed],
     }  # fmt: skip
 
 
@@ -98,11 +135,11 @@ def main(out: Path) -> None:
     fire = recipe(
         "fire", "Fire",
         "Keeps flames out of microworld pictures. Fire trucks, fireflies, unlit fireplaces, cold ashes and colours "
-        "named after fire stay.", FIRE,
+        "named after fire stay.", FIRE, FIRE_TAGS,
     )  # fmt: skip
     bolt = recipe(
         "lightning", "Lightning",
-        "Keeps lightning out of microworld pictures. Rain, clouds and colours named after storms stay.", LIGHTNING,
+        "Keeps lightning out of microworld pictures. Rain, clouds and colours named after storms stay.", LIGHTNING, LIGHTNING_TAGS,
     )  # fmt: skip
     calm = {
         "format": "saferegion-neutral/1", "name": "neutral", "version": 1, "licence": "MIT",
