@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from ..saferegion.core.fingerprint import Fingerprint
 from . import files
 from .denoiser import PIXELS, HostDenoiser
 from .encoder import TextEncoder
-from .progress import Progress
 from .wrap import POOLED, fit, guard_conditioning
 
 log = logging.getLogger("saferegion")
@@ -45,8 +45,8 @@ class _Outside:
 
     def __call__(self, prompts: list[str]) -> Conditioning:
         c = self.encoder(prompts)
-        tokens, movable, pooled = (None if t is None else t.clone() for t in (c.tokens, c.movable, c.pooled))
-        return Conditioning(tokens, movable, pooled, c.spaces)
+        tokens, mask, pooled = (None if t is None else t.clone() for t in (c.tokens, c.mask, c.pooled))
+        return Conditioning(tokens, mask, pooled, c.spaces)
 
 
 class _Bar:
@@ -78,7 +78,7 @@ class Run:
 
     def neutral(self, most: int) -> list[str]:
         """At most ``most`` benign prompts, spread over the list."""
-        from ..saferegion.discovery import spread
+        from ..saferegion.learn.prompts import spread
 
         return spread(self.library.neutral(), most)
 
@@ -86,35 +86,29 @@ class Run:
 
     def discover(self, recipe: sr.Concept, steps: int, seed: int, pictures: int, prompts: int) -> sr.Direction:
         """Directions; nothing is left behind where it fails or is interrupted."""
-        from ..saferegion.discovery import discover
-
-        (compiled,) = self.library.directions(
-            [recipe], self.encoder, progress=Progress(), batch_size=self.encoder.batch, family=self.encoder.name
-        )
         log.info("Safe Region: discovering '%s' through %s.", recipe.name, type(self.model.model).__name__)
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="safe-region-", dir=folder) as kept:
+            settings = sr.DiscoverySettings(
+                seed=seed,
+                steps=steps,
+                pictures=pictures,
+                batch_size=BATCH,
+                checkpoint=Path(kept) / "run.safetensors",
+                progress=_Bar(),
+                told=self._told(recipe),
+                family=self.encoder.name,
+            )
 
             def attempt(recompute: bool) -> sr.Direction:
                 with torch.inference_mode(False):
-                    return discover(
+                    return sr.discover(
                         recipe,
                         _Outside(self.encoder),
                         HostDenoiser(self.model, self.clip, *self.size, BATCH),
                         self.neutral(prompts),
-                        seed=seed,
-                        steps=steps,
-                        pictures=pictures,
-                        sampling_steps=PAINT_STEPS,
-                        guidance=GUIDANCE,
-                        batch_size=BATCH,
-                        closed_form=compiled,
-                        checkpoint=Path(kept) / "run.safetensors",
-                        family=self.encoder.name,
-                        progress=_Bar(),
-                        told=self._told(recipe),
-                        recompute=recompute,
+                        replace(settings, recompute=recompute),
                     )
 
             try:
@@ -142,7 +136,7 @@ class Run:
         """float32 ``[1, H, W, 3]`` in 0..1."""
         from ..saferegion.view.curve import loss_curve
 
-        drawn = loss_curve(found.curve, f"{found.title or found.concept}: loss")
+        drawn = loss_curve(found.meta.curve, f"{found.title}: loss")
         return torch.from_numpy(drawn.astype("float32") / 255).unsqueeze(0)
 
     def preview(
@@ -155,10 +149,13 @@ class Run:
         empty = self._conditioning("")
         for number, prompt in enumerate(self._shown(recipe, found, prompts)):
             plain = self._conditioning(prompt)
-            guarded, _ = guard_conditioning(fitted, plain)
-            for row, positive in zip(rows, (plain, guarded), strict=True):
-                row.append(self._paint(positive, empty, seed + number))
-        return _grid([[self._decode(latent) for latent in row] for row in rows])
+            rows[0].append(self._decode(self._paint(plain, empty, seed + number)))
+            try:
+                guarded, _ = guard_conditioning(fitted, plain)
+                rows[1].append(self._decode(self._paint(guarded, empty, seed + number)))
+            except sr.UnresolvedError:
+                rows[1].append(torch.ones_like(rows[0][-1]))  # a guard refuses it, so there is nothing to see
+        return _grid(rows)
 
     def _shown(self, recipe: sr.Concept, found: sr.Direction, prompts: int) -> list[str]:
         pairs = recipe.pairs

@@ -19,6 +19,7 @@ from comfy import model_management
 from ..saferegion.core.conditioning import Conditioning
 from ..saferegion.core.errors import ConditioningError
 from ..saferegion.core.fingerprint import PROBES, Fingerprint
+from ..saferegion.learn.settings import CompileSettings
 from .family import Family, Output
 
 log = logging.getLogger("saferegion")
@@ -124,6 +125,10 @@ class TextEncoder:
         """Prompts to encode together, so that their conditionings fit into memory."""
         return max(1, min(BATCH, VALUES // self._probe().values))
 
+    def settings(self) -> CompileSettings:
+        """How concepts are compiled for it."""
+        return CompileSettings(batch_size=self.batch, family=self.name)
+
     def __call__(self, prompts: list[str]) -> Conditioning:
         """One row a prompt."""
         family = self.family
@@ -134,7 +139,7 @@ class TextEncoder:
             raise
         if batch.tokens.device == self.fits_on:
             return batch
-        moved = (None if t is None else t.to(self.fits_on) for t in (batch.tokens, batch.movable, batch.pooled))
+        moved = (None if t is None else t.to(self.fits_on) for t in (batch.tokens, batch.mask, batch.pooled))
         return Conditioning(*moved, batch.spaces)
 
     def encode(self, tokens: Tokens) -> Output:

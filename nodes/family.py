@@ -48,7 +48,7 @@ class _Part:
 
     space: str
     rows: torch.Tensor
-    movable: torch.Tensor  # [B, T]
+    mask: torch.Tensor  # bool [B, T], what may move
     key: str | None  # None: cross_attn
     where: torch.Tensor | None  # bool [T] rows of cross_attn; None: all
 
@@ -130,14 +130,14 @@ class Family:
                 found.append(self._part(_space(key), rows, mask(f"{MASK}_{_space(key)}"), key, None))
         return found
 
-    def _part(self, space: str, rows: torch.Tensor, mask: Any, key: str | None, where: torch.Tensor | None) -> _Part:
-        movable = rows.ne(0).any(-1)
+    def _part(self, space: str, rows: torch.Tensor, given: Any, key: str | None, where: torch.Tensor | None) -> _Part:
+        mask = rows.ne(0).any(-1)
         begin = self.begin.get(space)
         if begin is not None and len(begin):
-            movable = movable & ~_near(rows, begin)
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] == rows.shape[1]:
-            movable = movable & (mask.to(rows.device) != 0)
-        return _Part(space, rows, movable, key, where)
+            mask = mask & ~_near(rows, begin)
+        if isinstance(given, torch.Tensor) and given.ndim == 2 and given.shape[1] == rows.shape[1]:
+            mask = mask & (given.to(rows.device) != 0)
+        return _Part(space, rows, mask, key, where)
 
     def conditioning(
         self, tokens: torch.Tensor, pooled: torch.Tensor | None = None, extras: Mapping[str, Any] | None = None
@@ -154,12 +154,12 @@ class Family:
             one = next(parts[name] for parts in split if name in parts)
             longest = max(parts[name].rows.shape[1] for parts in split if name in parts)
             rows = one.rows.new_zeros(len(split), longest, one.rows.shape[2])
-            movable = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device)
+            mask = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device)
             for i, parts in enumerate(split):
                 if name in parts:
                     t = parts[name].rows.shape[1]
-                    rows[i, :t], movable[i, :t] = parts[name].rows[0], parts[name].movable[0]
-            joined.append(_Part(name, rows, movable, None, None))
+                    rows[i, :t], mask[i, :t] = parts[name].rows[0], parts[name].mask[0]
+            joined.append(_Part(name, rows, mask, None, None))
         pooled = [self._pooled(p, t) for t, p, _ in outputs]
         known = [p for p in pooled if p is not None]
         return self._pack(joined, torch.cat(known) if len(known) == len(outputs) else None)
@@ -178,7 +178,7 @@ class Family:
     @staticmethod
     def _pack(parts: Sequence[_Part], pooled: torch.Tensor | None) -> Conditioning:
         if len(parts) == 1:
-            return Conditioning(parts[0].rows, parts[0].movable, pooled, (Space(parts[0].space),))
+            return Conditioning(parts[0].rows, parts[0].mask, pooled, (Space(parts[0].space),))
         widest = max(p.rows.shape[2] for p in parts)
         rows = [torch.nn.functional.pad(p.rows, (0, widest - p.rows.shape[2])) for p in parts]
         spaces, start = [], 0
@@ -187,8 +187,8 @@ class Family:
             spaces.append(Space(p.space, slice(start, end), slice(0, p.rows.shape[2])))
             start = end
         tokens = torch.cat([r.to(rows[0]) for r in rows], 1)
-        movable = torch.cat([p.movable.to(tokens.device) for p in parts], 1)
-        return Conditioning(tokens, movable, pooled, tuple(spaces))
+        mask = torch.cat([p.mask.to(tokens.device) for p in parts], 1)
+        return Conditioning(tokens, mask, pooled, tuple(spaces))
 
     # -- guarding --------------------------------------------------------------------------------------------------
 
@@ -202,13 +202,15 @@ class Family:
 
         Raises:
             ConditioningError: it cannot be guarded.
+            UnresolvedError: a concept stayed open, so nothing may be painted of it.
         """
         self._check(tokens, pooled, extras)
         parts = self._parts(tokens, pooled, extras)
-        if not any(bool(p.movable.any()) for p in parts) and self._pooled(pooled, tokens) is None:
+        if not any(bool(p.mask.any()) for p in parts) and self._pooled(pooled, tokens) is None:
             return tokens, pooled, {}, None
         before = self._pack(parts, self._pooled(pooled, tokens))
         after, report = guard.apply(before)
+        report.require_resolved()
         if after is before:
             return tokens, pooled, {}, report
         changed: dict[str, Any] = {}
@@ -287,6 +289,7 @@ class Family:
                 f"{self.width} wide."
             )
         after, report = guard.apply(c)
+        report.require_resolved()
         return (vector if after is c else after.tokens[:, 0]), report
 
 

@@ -14,6 +14,7 @@ FOLDER = "safe_region"
 SUFFIX = ".safetensors"
 RECIPES = (".yaml", ".yml")
 NEUTRAL = "neutral"
+PACKS = "packs"
 
 
 def register() -> None:
@@ -36,8 +37,9 @@ def library() -> sr.Library:
 
 
 def saved() -> list[str]:
-    """Recipes and direction files of the user, by their path in the folder."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).stem != NEUTRAL]
+    """Recipes and direction files of the user, by their path in the folder; those of vector packs are none of them."""
+    names = folder_paths.get_filename_list(FOLDER)
+    return [n for n in names if Path(n).stem != NEUTRAL and Path(n.replace("\\", "/")).parts[0] != PACKS]
 
 
 def saved_directions() -> list[str]:

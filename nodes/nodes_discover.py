@@ -51,7 +51,7 @@ class DiscoverDirection:
                 ),
                 "steps": number(160, 1, 10000, "Steps of learning."),
                 "discovery_seed": number(0, 0, 2**32 - 1, "Of all noise: the same seed gives the same directions."),
-                "pictures": number(2, 1, 16, "Pictures painted of each prompt that the model is asked about."),
+                "pictures": number(1, 1, 16, "Pictures painted of each prompt that the model is asked about."),
                 "prompts": number(
                     500, 24, 100000, "How many benign prompts it is asked about: more finds more and takes longer."
                 ),
@@ -102,9 +102,8 @@ class DiscoverDirection:
                 chosen = chosen.add(choice)
             else:
                 found = run.discover(recipe, steps, discovery_seed, pictures, prompts)
-                # what was discovered holds the compiled one too, which must not steer or erase twice
-                also = (choice,) if choice.mode == "project" else ()
-                both = (*also, replace(choice, concept=found))
+                mode = "project" if choice.mode == "erase" else choice.mode  # what is added cannot be erased
+                both = (choice, replace(choice, concept=found, mode=mode))
                 chosen = chosen.add(*both)
                 curves.append(run.curve(found))
                 previews.append(run.preview(recipe, found, sr.Selection().add(*both), prompts, discovery_seed))

@@ -170,7 +170,7 @@ class Inspect(_Guarding):
         c = fitted.family.conditioning(*encoder.encode(tokens))
         _, report = fitted.guard.apply(c)
         strings = token_strings(clip.tokenizer, tokens, c)
-        said = report.text([strings.get(report.reports[0].spaces[0].space, [])])
+        said = report.text([strings])
         image = heat_maps(report, strings, " ".join(text.split()))
         show_below(unique_id, said)
         shown = PreviewImage().save_images(image)["ui"]["images"]

@@ -52,7 +52,19 @@ def everything() -> sr.Selection:
 def read(name: str) -> sr.Concept | sr.Direction:
     """A recipe or a direction file of the user's folder."""
     path = files.path_of(name)
-    return sr.load_directions(path) if path.suffix == files.SUFFIX else sr.read_recipe(path)
+    return sr.load_directions(path) if path.suffix == files.SUFFIX else own(sr.read_recipe(path))
+
+
+def own(concept: sr.Concept) -> sr.Concept:
+    """A recipe of the user's own, which must not stand in for a bundled one.
+
+    Raises:
+        SafeRegionError: it has the name of a bundled concept.
+    """
+    library = sr.Library()
+    if concept.name in library.names() and not library.is_bundled(concept):
+        raise sr.SafeRegionError(f"'{concept.name}' is the name of a bundled concept; call your own one otherwise.")
+    return concept
 
 
 class SafeRegionNode:
@@ -161,7 +173,7 @@ class ConceptFromWords:
         sentences: str = "",
         region: sr.Selection | None = None,
     ) -> tuple[sr.Selection]:
-        concept = sr.Concept.from_words(name, words(avoid), words(instead), sentences.splitlines())
+        concept = own(sr.Concept.from_words(name, words(avoid), words(instead), sentences.splitlines()))
         return ((region or sr.Selection()).add(sr.Choice(concept, strength, mode)),)
 
 
@@ -248,11 +260,7 @@ class SaveDirections:
             )
         encoder = TextEncoder.of(clip)
         compiled = files.library().directions(
-            [c.concept for c in region.choices],
-            encoder,
-            progress=Progress(),
-            batch_size=encoder.batch,
-            family=encoder.name,
+            [c.concept for c in region.choices], encoder, progress=Progress(), settings=encoder.settings()
         )
         for directions, path in zip(compiled, paths, strict=True):
             directions.save(path)

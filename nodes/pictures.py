@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..saferegion.core.conditioning import Conditioning
+from ..saferegion.guard.minors import BESIDE
 from ..saferegion.guard.selection import GuardReport
 from ..saferegion.view.heat_map import heat_map
 
@@ -17,14 +18,19 @@ MOST_ROWS = 2048
 
 
 def heat_maps(report: GuardReport, strings: Mapping[str, list[str]], title: str) -> torch.Tensor:
-    """A map a region and space, one below the other: float32 ``[1, H, W, 3]`` in 0..1."""
+    """A map a region and space that is told by words, one below the other: float32 ``[1, H, W, 3]`` in 0..1. Of the
+    minors baseline only what was open is shown."""
     drawn = []
     for part in report.reports:
-        for space in part.spaces:
-            if space.scores.shape[1] <= MOST_ROWS:
-                names = strings.get(space.space, ["the whole prompt"] if space.scores.shape[1] == 1 else None)
-                head = title if not drawn else space.space
-                drawn.append(heat_map(part, names, space=space.space, title=head))
+        shown = [f.concept for f in part.findings if f.open or not f.concept.endswith(BESIDE)]
+        rows = {space: far.shape[1] for space, far in part.before.held().items()}
+        known = [space for space, count in rows.items() if count <= MOST_ROWS]
+        for space in known or ([] if rows else [None]):  # None: told by the prompt as a whole alone
+            names = None if space is None else strings.get(space)
+            head = title if not drawn else space or ""
+            drawn.append(heat_map(part, names, space=space, title=head, concepts=shown))
+    if not drawn:
+        return torch.ones(1, 1, 1, 3)
     width = max(d.shape[1] for d in drawn)
     whole = np.concatenate([np.pad(d, ((0, 0), (0, width - d.shape[1]), (0, 0)), constant_values=255) for d in drawn])
     return torch.from_numpy(whole.astype(np.float32) / 255).unsqueeze(0)

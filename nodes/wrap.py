@@ -13,7 +13,7 @@ from comfy import model_management
 
 from ..saferegion.core.errors import ConditioningError, SafeRegionError
 from ..saferegion.core.fingerprint import Fingerprint
-from ..saferegion.guard.selection import NO_FLOOR, Guard, GuardReport, Selection
+from ..saferegion.guard.selection import NO_MINORS, Guard, GuardReport, Selection
 from .encoder import STATES, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
 from .family import Family
 from .files import library
@@ -59,7 +59,7 @@ def fit(selection: Selection, encoder: TextEncoder) -> Fitted:
 
 
 def _guard(selection: Selection, encoder: TextEncoder) -> Guard:
-    return selection.guard(encoder, library(), Progress(), batch_size=encoder.batch, family=encoder.name)
+    return selection.guard(encoder, library(), Progress(), encoder.settings())
 
 
 # -- a conditioning --------------------------------------------------------------------------------------------------
@@ -72,6 +72,7 @@ def guard_entry(
 
     Raises:
         ConditioningError: some text in it cannot be guarded.
+        UnresolvedError: some of it stayed outside.
     """
     family = fitted.family
     options = dict(options)
@@ -125,6 +126,7 @@ def guard_conditioning(fitted: Fitted, conditioning: Any) -> tuple[list[list[Any
 
     Raises:
         ConditioningError: it is empty or broken, or cannot be guarded.
+        UnresolvedError: some of it stayed outside.
     """
     if not isinstance(conditioning, Sequence) or not conditioning:
         raise ConditioningError("The conditioning is empty; connect the output of a text encode node.")
@@ -284,6 +286,7 @@ def guard_model(model: Any, fitted: Fitted, negative: bool, tell: Tell) -> Any:
 
 def told(reports: Sequence[GuardReport]) -> str:
     """Some lines about several conditionings."""
+    reports = [r for r in reports if r.reports]  # nothing acts in some part of the sampling
     if not reports:
         return "no text, so nothing to guard"
     if len(reports) == 1:
@@ -291,5 +294,5 @@ def told(reports: Sequence[GuardReport]) -> str:
     lines = [(i, r.text()) for i, r in enumerate(reports, 1)]
     if not any(r.moved for r in reports):
         text = f"{len(reports)} conditionings, all inside the safe region; nothing was changed"
-        return text if all(r.floor for r in reports) else f"{text}\n{NO_FLOOR}"
+        return text if all(r.minors for r in reports) else f"{text}\n{NO_MINORS}"
     return "\n".join(f"conditioning {i}: {text}" for i, text in lines)

@@ -107,7 +107,7 @@ def whole() -> dict[str, Any]:
     return {
         "status": status(run),
         "names": [c.name for c in chosen.choices],
-        "losses": len(chosen.choices[-1].concept.curve),
+        "losses": len(chosen.choices[-1].concept.meta.curve),
         "curve": list(curve.shape),
         "preview": list(preview.shape),
         "preview range": [float(preview.min()), float(preview.max())],

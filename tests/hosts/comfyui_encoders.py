@@ -30,7 +30,7 @@ from transformers import T5TokenizerFast
 action, folder, *rest = arguments
 FOLDER = Path(folder)
 encoding, guards, families = module("nodes.encoder"), module("nodes.wrap"), module("nodes.family")
-module("saferegion.guard.library").Library.floor = lambda *_, **__: None  # as in comfyui_families.py
+module("saferegion.guard.library").Library.minors = lambda *_, **__: []  # as in comfyui_families.py
 TEXT_ENCODERS = Path(sd3_clip.__file__).parent
 
 THEME = ("burning", "blazing", "flaming")
@@ -203,7 +203,7 @@ def apart(encoder: Any, clip: Any) -> float:
 def movable(encoder: Any) -> dict[str, list[int]]:
     """Tokens that may move, by space and prompt."""
     c = encoder(list(PROMPTS))
-    return {s.name: c.movable[:, s.rows].sum(1).tolist() for s in c.spaces}
+    return {s.name: c.mask[:, s.rows].sum(1).tolist() for s in c.spaces}
 
 
 def literal(encoder: Any) -> bool:
@@ -303,7 +303,7 @@ def reference(name: str, encoder: Any) -> dict[str, Any]:
         c = encoder([prompt])
         for space in c.spaces:
             kept[f"{i}.{space.name}"] = c.tokens[:, space.rows, space.channels].contiguous()
-            kept[f"{i}.{space.name}.movable"] = c.movable[:, space.rows].contiguous()
+            kept[f"{i}.{space.name}.mask"] = c.mask[:, space.rows].contiguous()
         if c.pooled is not None:
             kept[f"{i}.pooled"] = c.pooled.contiguous()
     save_file(kept, FOLDER / f"{name}-reference.safetensors")

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from comfyui_pack import N, arguments, module  # isort: skip  (ComfyUI starts here)
@@ -23,9 +24,9 @@ from torch import Tensor
 
 recipe, *wanted = arguments
 guards, encoding = module("nodes.wrap"), module("nodes.encoder")
-SafeRegionError = module("saferegion.errors").SafeRegionError
-# what is asked here is where text goes; the floor's four large recipes, on sixty encoders, would take most of an hour
-module("saferegion.guard.library").Library.floor = lambda *_, **__: None
+SafeRegionError = module("saferegion.core.errors").SafeRegionError
+# what is asked here is where text goes; the minors baseline, on sixty encoders, would take most of an hour
+module("saferegion.guard.library").Library.minors = lambda *_, **__: []
 
 BENIGN = "a quiet house and a blue boat in a harbour, number 7"
 END = "</s> <|endoftext|> [SEP]"
@@ -96,16 +97,15 @@ def spaces(name: str, value: Tensor, clip_rows: int) -> dict[str, Tensor]:
     return {space: value[0] if value.ndim == 3 else value}
 
 
-def outside(directions: Any, rows: Tensor, which: Tensor) -> float:
-    """Largest distance outside the border over the rows ``which``, in benign standard deviations."""
-    rows = rows[:, : directions.normal.shape[1]]
-    at = torch.arange(len(rows)) % directions.threshold.shape[1]
-    z = rows.double() @ directions.normal.double().T
-    far = (z - directions.threshold.T[at]) / directions.deviation.T[at]
+def outside(mover: Any, rows: Tensor, which: Tensor) -> float:
+    """Largest distance beyond the target of the half-spaces over the rows ``which``, in benign standard deviations."""
+    rows, unit = rows[:, : mover.width].double(), mover.unit.double()
+    at = torch.arange(len(rows)) % mover.mean.shape[1]
+    far = (rows @ unit.T - mover.mean.T[at] - mover.target) / mover.deviation
     return float(far[which].max()) if bool(which.any()) else float("-inf")
 
 
-def audit(directions: dict[str, Any], clip_rows: int, plain: Seen, other: Seen, guarded: Seen) -> dict[str, Any]:
+def audit(movers: Mapping[str, Any], clip_rows: int, plain: Seen, other: Seen, guarded: Seen) -> dict[str, Any]:
     """Distances by space of the rows that differ between two prompts, before and after the guard."""
     far: dict[str, list[float]] = {}
     for name, value in plain.items():
@@ -122,7 +122,7 @@ def audit(directions: dict[str, Any], clip_rows: int, plain: Seen, other: Seen, 
             which = (rows != elsewhere[space]).any(-1)
             for mask in masks:
                 which = which & mask
-            pair = [outside(directions[space], r, which) for r in (rows, after[space])]
+            pair = [outside(movers[space], r, which) for r in (rows, after[space])]
             label = f"{space} of a ControlNet" if name == "crossattn_controlnet" else space
             far[label] = [round(p, 4) for p in pair]
     return far
@@ -163,7 +163,7 @@ def family(model: type, found: tuple[str, Any, Any], first: bool) -> dict[str, A
     name, clip, fitted = found
     selection = region()
     patcher, recorder, latent = bags.network(model)
-    directions = fitted.guard.regions[0].directions[0].spaces
+    movers = fitted.guard.regions[0].directions[0].movers
     negative = encode(clip, "")
     (by_clip,) = N["SafeRegionGuardCLIP"]().guard(clip, selection)
     (by_model,) = N["SafeRegionGuardModel"]().guard(patcher, clip, False, selection)
@@ -195,11 +195,11 @@ def family(model: type, found: tuple[str, Any, Any], first: bool) -> dict[str, A
         if which != "plain" and not first:
             continue
         words = len(bags.Words("t5xxl")(unsafe)["input_ids"]) - 1
-        clip_rows = CHUNK * math.ceil(words / (CHUNK - 2)) if "clip" in directions else 0
+        clip_rows = CHUNK * math.ceil(words / (CHUNK - 2)) if "clip" in movers else 0
         plain, elsewhere = seen(conditioning(unsafe)), seen(conditioning(other))
         reached = guarded(unsafe)
         apart = max(apart, *(near(reached["model"], r) for r in reached.values()))
-        far[which] = audit(directions, clip_rows, plain, elsewhere, reached["model"])
+        far[which] = audit(movers, clip_rows, plain, elsewhere, reached["model"])
     benign = seen(conditioning(BENIGN))
     return {
         "encoder": name,

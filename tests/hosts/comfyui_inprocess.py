@@ -214,7 +214,7 @@ class Table:
 
 def score(fitted: Any, row: torch.Tensor) -> float:
     c = fitted.family.conditioning(row.unsqueeze(0))
-    if c.movable is not None and not bool(c.movable.any()):
+    if c.mask is not None and not bool(c.mask.any()):
         return -1e9
     return max(float(region.score(c).max()) for region in fitted.guard.regions)
 
@@ -310,20 +310,31 @@ def freed(table: Table) -> dict[str, bool]:
 
 
 def window(table: Table) -> dict[str, dict[str, Any]]:
-    """A direction that acts in the first half of the sampling only: what was seen, by kind of prompt and guard."""
+    """An offset that acts in the first half of the sampling only, and the same that always acts: what was seen, by kind
+    of prompt, and by guard or "always"."""
     found: dict[str, dict[str, Any]] = {}
-    case = cases.Case(cases.four_steps, concepts=("early.safetensors",))
     for kind in ("unsafe", "benign"):
-        for guard in ("", *cases.GUARDS):
+        for guard, concept in (("", "early"), *((g, "early") for g in cases.GUARDS), ("clip", "always")):
+            case = cases.Case(cases.four_steps, concepts=(f"{concept}.safetensors",))
             graph = cases.Graph(guard, getattr(case, kind), case.concepts)
             case.build(graph)
-            found[f"{kind} {guard}".strip()] = table.run(graph, case)
+            name = guard if concept == "early" else concept
+            found[f"{kind} {name}".strip()] = table.run(graph, case)
             if not guard:
                 fitted = table.regions(cases.Graph("", "", states=[graph.clip]))[0][0]
-                directions = fitted.guard.regions[0].directions[0]
-                folder = Path(base) / "models" / "safe_region"
-                dataclasses.replace(directions, window=(0.0, 0.5)).save(folder / "early.safetensors")
+                write_offsets(fitted.guard.regions[0].directions[0])
     return found
+
+
+@torch.inference_mode(False)
+def write_offsets(compiled: Any) -> None:
+    """Direction files of one concept that moves by an offset, in the first half of the sampling and always."""
+    core = importlib.import_module(f"{type(compiled).__module__.rpartition('.')[0]}.movers")
+    for name, acts in (("early", (0.0, 0.5)), ("always", (0.0, 1.0))):
+        back = torch.full((1,), -2.0)
+        movers = {s: core.Offset(back, m.displacement[0].clone(), acts) for s, m in compiled.movers.items()}
+        changed = dataclasses.replace(compiled, concept=name, movers=movers, witness=None)
+        changed.save(Path(base) / "models" / "safe_region" / f"{name}.safetensors")
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def test_curve_and_preview_are_pictures(seen: dict[str, Any]) -> None:
 
 def test_what_was_discovered_is_saved_and_guards(seen: dict[str, Any]) -> None:
     discovered, by_word = seen["made"]
-    assert (discovered.method, by_word.method) == ("discovered", "closed-form")
+    assert (discovered.method, by_word.method) == ("discovered", "compiled")
     assert discovered.encoder.matches(by_word.encoder)
     assert seen["whole"]["finite"] and seen["whole"]["guarded"] > 0.01
 

@@ -14,7 +14,7 @@ import yaml
 from host_servers import Host
 from safetensors.torch import load_file
 
-from saferegion import Conditioning, Fingerprint, compile
+from saferegion import CompileSettings, Conditioning, Fingerprint, compile
 from saferegion.learn.recipes import read_neutral, read_recipe
 from saferegion_lab import encoders
 
@@ -114,7 +114,8 @@ def _compile_with_the_command_lines_encoders(folder: Path, user: Path) -> None:
     concept, neutral = read_recipe(user / "ablaze.yaml"), read_neutral(user / "neutral.yaml")
     for name in COMPILED:
         encoder = encoders.load(_path(folder, name))
-        compile(concept, encoder, neutral, family=encoder.family).save(user / f"{name}.safetensors")
+        settings = CompileSettings(family=encoder.family)
+        compile(concept, encoder, neutral, settings=settings).save(user / f"{name}.safetensors")
 
 
 def table(families: dict[str, Any]) -> str:
@@ -215,13 +216,13 @@ def test_the_command_lines_encoder_is_comfyuis(printed: dict[str, Any], name: st
         c: Conditioning = encoder([prompt])
         for space in c.spaces or ():
             found[f"{i}.{space.name}"] = c.tokens[:, space.rows, space.channels]
-            found[f"{i}.{space.name}.movable"] = c.movable[:, space.rows]
+            found[f"{i}.{space.name}.mask"] = c.mask[:, space.rows]
         if c.pooled is not None:
             found[f"{i}.pooled"] = c.pooled
     assert encoder.family == name and found.keys() == wanted.keys()
     for key, value in wanted.items():
         assert found[key].shape == value.shape, key
-        assert float((found[key].double() - value.double()).abs().max()) <= (0 if "movable" in key else 1e-4), key
+        assert float((found[key].double() - value.double()).abs().max()) <= (0 if "mask" in key else 1e-4), key
     distance = encoder.fingerprint().distance(Fingerprint.parse(known["fingerprint"]))
     print(f"{name}: fingerprints {distance:.1e} apart")
     assert distance <= 2e-3

@@ -14,7 +14,7 @@ import torch
 from comfyui_cases import CASES, GUARDS
 from host_servers import Host
 
-from saferegion import SafeRegion, load_directions
+from saferegion import CompileSettings, SafeRegion, load_directions
 from saferegion.core.fingerprint import Fingerprint
 from saferegion.guard.library import Library
 from saferegion_lab.microworld import DATA, MicroWorld, neutral_prompts
@@ -119,7 +119,8 @@ def test_guarded_and_unguarded_samplers_of_one_workflow_do_not_disturb_each_othe
 
 @pytest.mark.parametrize("guard", GUARDS)
 def test_a_direction_with_a_window_acts_in_its_part_of_the_sampling(seen: Seen, guard: str) -> None:
-    unguarded, guarded = (told(seen, "KSampler", f"unsafe {g}".strip())["seen"]["positive"] for g in ("", "clip"))
+    unguarded, guarded = (told(seen, "window", f"unsafe {g}".strip())["seen"]["positive"] for g in ("", "always"))
+    assert unguarded != guarded
     early = told(seen, "window", f"unsafe {guard}")["seen"]["positive"]
     assert early == (guarded if guard == "clip" else guarded + unguarded)  # an encoder knows no steps
     plain, benign = told(seen, "window", "benign"), told(seen, "window", f"benign {guard}")
@@ -130,14 +131,14 @@ def test_comfyui_compiles_the_directions_that_the_core_compiles(
     seen: Seen, cache: Path, world: MicroWorld, tmp_path: Path
 ) -> None:
     library = Library((DATA,), tmp_path)
-    (ours,) = library.directions(["fire"], world.encode, neutral_prompts(), family="microworld")
+    settings = CompileSettings(family="microworld")
+    (ours,) = library.directions(["fire"], world.encode, neutral_prompts(), settings=settings)
     encoder = Fingerprint.of(world.encode)
     files = [load_directions(path) for path in cache.glob("fire-*.safetensors")]
     theirs = min((d for d in files if d.encoder), key=lambda d: d.encoder.distance(encoder))
-    assert theirs.recipe == ours.recipe and theirs.encoder.distance(encoder) < 1e-2
-    a, b = ours.spaces["tokens"], theirs.spaces["tokens"]
-    assert float(torch.cosine_similarity(a.normal, b.normal).min()) > 0.99
-    assert float(torch.cosine_similarity(a.shift, b.shift).min()) > 0.99
+    assert theirs.meta.recipe == ours.meta.recipe and theirs.encoder.distance(encoder) < 1e-2
+    a, b = ours.movers["tokens"], theirs.movers["tokens"]
+    assert float(torch.cosine_similarity(a.displacement, b.displacement).min()) > 0.99
     prompts = world.encode([p.prompt for name in ("explicit", "benign", "neighbours") for p in SETS[name]()])
     outside = [SafeRegion([d]).score(prompts).amax(1) > 0 for d in (ours, theirs)]
     assert float((outside[0] == outside[1]).float().mean()) >= 0.99

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saferegion import ConceptDirections, Conditioning, SafeRegion
+from saferegion import CompileSettings, Conditioning, Detector, Direction, HalfSpaces, Readout, SafeRegion, Term
 from saferegion.core.fingerprint import Fingerprint
 from saferegion.guard.library import Library
 from saferegion_lab.microworld import DATA, MicroWorld, neutral_prompts
@@ -119,7 +119,7 @@ def test_prompts_that_say_fire_paint_everything_but_fire(
 
 
 def test_benign_prompts_give_the_same_latents_with_every_guard_node(
-    world: MicroWorld, comfyui: ComfyUI, fire: ConceptDirections
+    world: MicroWorld, comfyui: ComfyUI, fire: Direction
 ) -> None:
     sizes = (("benign", 200 if ALL else 16), ("neighbours", 96 if ALL else 8))
     prompts = [p.prompt for name, count in sizes for p in spread(SETS[name](), count)]
@@ -228,14 +228,15 @@ def test_interrupting_a_compile_stops_it_leaves_nothing_behind_and_the_queue_goe
 
 
 @pytest.fixture(scope="module")
-def fire(world: MicroWorld, tmp_path_factory: pytest.TempPathFactory) -> ConceptDirections:
+def fire(world: MicroWorld, tmp_path_factory: pytest.TempPathFactory) -> Direction:
     """Compiled without any host."""
     library = Library((DATA,), tmp_path_factory.mktemp("directions"))
-    return library.directions(["fire"], world.encode, neutral_prompts(), family="microworld")[0]
+    settings = CompileSettings(family="microworld")
+    return library.directions(["fire"], world.encode, neutral_prompts(), settings=settings)[0]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def direction_files(world: MicroWorld, fire: ConceptDirections, comfyui_folder: Path, exported: Path) -> None:
+def direction_files(world: MicroWorld, fire: Direction, comfyui_folder: Path, exported: Path) -> None:
     """Good and bad files in `models/safe_region`."""
     folder = comfyui_folder / "models" / "safe_region"
     good = fire.save(folder / "good.safetensors").read_bytes()
@@ -248,11 +249,11 @@ def direction_files(world: MicroWorld, fire: ConceptDirections, comfyui_folder: 
         c = world.encode(prompts)
         return c.replace(torch.cat([c.tokens, c.tokens], 2), c.pooled)
 
-    direction = fire.spaces["tokens"]
-    wide = replace(
-        direction, normal=direction.normal.repeat(1, 2), shift=direction.shift.repeat(1, 2) / 2,
-    )  # fmt: skip
-    replace(fire, encoder=Fingerprint.of(wider), spaces={"tokens": wide}).save(folder / "wider.safetensors")
+    one = torch.ones(1, 128)
+    told = Detector((Term(Readout("tokens", "token"), one, torch.zeros(1, 1)),), torch.ones(1))
+    movers = {"tokens": HalfSpaces(one, torch.zeros(1, 1), torch.ones(1), torch.zeros(1))}
+    wide = {"detector": told, "movers": movers, "rest": {"tokens": torch.zeros(1, 128)}, "witness": None}
+    replace(fire, encoder=Fingerprint.of(wider), **wide).save(folder / "wider.safetensors")
 
     tensors, metadata = load_file(folder / "good.safetensors"), _metadata(folder / "good.safetensors")
     lie = {**tensors, "tokens.shift": tensors["tokens.shift"] * 3}
