@@ -13,6 +13,7 @@ from .errors import UnresolvedError
 from .readout import Readout
 
 Tensor = torch.Tensor
+Words = Sequence[str] | Mapping[str, Sequence[str]]
 
 TOLD_BY = {
     "token": "a word",
@@ -154,8 +155,8 @@ class Report:
             ],
         }
 
-    def text(self, token_strings: Sequence[Sequence[str]] | None = None) -> str:
-        """Some lines for people. ``token_strings``: per prompt, one string per token of the first space."""
+    def text(self, token_strings: Sequence[Words] | None = None) -> str:
+        """Some lines for people. ``token_strings``: per prompt, what its tokens are called; see :func:`describe`."""
         lines = []
         prompts = len(self.touched)
         for b, moved in enumerate(self.moved_prompts()):
@@ -169,13 +170,12 @@ class Report:
         return "\n".join([*lines, *self.notes])
 
 
-def describe(finding: Finding, words: Sequence[str] | None = None) -> str:
-    """One line about a finding. ``words``: one string per token of the first space."""
+def describe(finding: Finding, words: Words | None = None) -> str:
+    """One line about a finding. ``words``: one string per token of the first space, or of each space by its name."""
     line = finding.title
     if finding.before is not None and finding.after is not None:
         line += f": {finding.before:+.1f} -> {finding.after:+.1f}"
-    tokens = next(iter(finding.tokens.values()), ())
-    named = _words(tokens, words)
+    named = _words(finding.tokens, words)
     told = ", ".join(TOLD_BY[h] for h in finding.how)
     if told:
         line += f" (told by {told}{': ' + named if named else ''})"
@@ -192,9 +192,11 @@ def _number(value: Tensor) -> float | None:
     return round(number, 4) if abs(number) < float("inf") else None
 
 
-def _words(tokens: Sequence[int], strings: Sequence[str] | None) -> str:
-    if strings is None:
+def _words(tokens: Mapping[str, Sequence[int]], words: Words | None) -> str:
+    if words is None or not tokens:
         return ""
-    words = [strings[t] for t in tokens if t < len(strings)]
-    kept = list(dict.fromkeys(w for w in words if w.strip()))
+    if not isinstance(words, Mapping):
+        words = {next(iter(tokens)): words}
+    found = [strings[t] for space, strings in words.items() for t in tokens.get(space, ()) if t < len(strings)]
+    kept = list(dict.fromkeys(w for w in found if w.strip()))
     return ", ".join(kept[:6]) + (" …" if len(kept) > 6 else "")

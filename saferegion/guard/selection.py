@@ -10,7 +10,7 @@ from ..core.conditioning import Conditioning
 from ..core.direction import Direction
 from ..core.errors import SafeRegionError
 from ..core.region import MODES, STRONGEST, SafeRegion
-from ..core.report import Finding, Report
+from ..core.report import Finding, Report, Words
 from ..learn.recipes import Concept
 from ..learn.settings import CompileSettings, Encode, Progress
 from .library import Library
@@ -181,7 +181,7 @@ class GuardReport:
         """Those of every region."""
         return tuple(f for r in self.reports for f in r.findings)
 
-    def text(self, token_strings: Sequence[Sequence[str]] | None = None) -> str:
+    def text(self, token_strings: Sequence[Words] | None = None) -> str:
         """Some lines for people; see :meth:`Report.text`."""
         lines = [r.text(token_strings) for r in self.reports]
         if len(lines) > 1:
