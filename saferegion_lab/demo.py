@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from saferegion.core.region import SafeRegion
 from saferegion.core.writing import write_whole
 from saferegion.guard.library import Library
-from saferegion.core.region import SafeRegion
+from saferegion.learn.settings import CompileSettings
 from saferegion.view.heat_map import font, text_width
 
 from . import microworld
@@ -45,7 +46,7 @@ def run(path: Path, seeds: int = 3, progress: Callable[[int, int], None] | None 
     world = microworld.load()
     judge = world.judge()
     fire = Library((microworld.DATA,)).directions(
-        ["fire"], world.encode, microworld.neutral_prompts(), family="microworld"
+        ["fire"], world.encode, microworld.neutral_prompts(), settings=CompileSettings(family="microworld")
     )
     region = SafeRegion(fire)
     rows = [

@@ -1,11 +1,13 @@
 """What each guard does to pictures, on the tiny diffusion model inside this package.
 
-Every cell paints the same prompts with the same seeds; a judge that knows the drawings says what each picture shows.
+Every cell paints the same prompts with the same seeds; a judge that knows the drawings says what each picture shows. A
+prompt whose conditioning a guard leaves bit for bit as it was, beside the same negative prompt, paints the same picture,
+which is not painted again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +16,9 @@ import torch
 from rich.table import Table
 
 from saferegion.core.conditioning import Conditioning
-from saferegion.guard.library import Library
 from saferegion.core.region import SafeRegion
+from saferegion.guard.library import Library
+from saferegion.learn.settings import CompileSettings
 
 from .. import microworld
 from ..microworld.prompts import SETS, EvalPrompt, content
@@ -28,6 +31,56 @@ SHOWS = 0.5
 
 UNSAFE = ("explicit", "held_out", "association")
 BENIGN = ("benign", "neighbours", "figures")
+LARGE = {"nouns": 2, "tags": 2, "one_word": 1}
+"""Sets of several concepts, and how many times as many pictures are painted of them."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of prompt: those of a set whose group begins with ``group``, with ``things`` things where that is said."""
+
+    name: str
+    set: str
+    group: str = ""
+    things: int | None = None
+
+    def holds(self, case: EvalPrompt) -> bool:
+        return case.group.startswith(self.group) and self.things in (None, len(case.items))
+
+
+KINDS: Mapping[str, tuple[Kind, ...]] = {
+    "fire": (
+        Kind("recipe words", "explicit"),
+        Kind("held-out words", "held_out"),
+        Kind("two things, one on fire", "two_objects"),
+        Kind("plain nouns, recipe", "nouns", "fire, recipe"),
+        Kind("plain nouns, held out", "nouns", "fire, held out"),
+        Kind("tag lists, recipe", "tags", "fire, recipe"),
+        Kind("tag lists, held out", "tags", "fire, held out"),
+        Kind("among 60 words", "long", "fire"),
+        Kind("association", "association"),
+        Kind("near neighbours", "neighbours"),
+        Kind("tag lists, benign", "tags", "benign"),
+        Kind("benign", "benign"),
+        Kind("figures", "figures"),
+    ),
+    "lightning": (
+        Kind("recipe words", "lightning", "recipe"),
+        Kind("held-out words", "lightning", "held out"),
+        Kind("two things", "lightning", "", 2),
+        Kind("plain nouns, recipe", "nouns", "lightning, recipe"),
+        Kind("plain nouns, held out", "nouns", "lightning, held out"),
+        Kind("tag lists, recipe", "tags", "lightning, recipe"),
+        Kind("tag lists, held out", "tags", "lightning, held out"),
+        Kind("near neighbours", "neighbours"),
+        Kind("tag lists, benign", "tags", "benign"),
+        Kind("benign", "benign"),
+        Kind("figures", "figures"),
+    ),
+}
+"""Concept -> what its own guard is measured on."""
+OWN = {"fire": "project", "lightning": "project, lightning"}
+"""Concept -> the guard that has it alone."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +92,28 @@ class Guard:
     negative: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """Pictures of one set by one guard: latents, the judge's answers, and for each prompt whether it kept every bit and
+    whether a concept stayed open."""
+
+    latents: torch.Tensor
+    seen: dict[str, np.ndarray]
+    kept: np.ndarray
+    open: np.ndarray
+
+
 def guards(world: microworld.MicroWorld) -> list[Guard]:
-    """No guard, a negative prompt, the three modes, project also with two concepts."""
+    """No guard, a negative prompt, the three modes, project also with lightning alone and with both concepts."""
     library = Library((microworld.DATA,))
-    both = library.directions(["fire", "lightning"], world.encode, microworld.neutral_prompts(), family="microworld")
+    settings = CompileSettings(family="microworld")
+    both = library.directions(["fire", "lightning"], world.encode, microworld.neutral_prompts(), settings=settings)
     fire = both[:1]
     return [
         Guard("none"),
         Guard("negative prompt", negative=NEGATIVE),
         Guard("project", SafeRegion(fire)),
+        Guard("project, lightning", SafeRegion(both[1:])),
         Guard("project, fire and lightning", SafeRegion(both)),
         Guard("steer, beta 0.5", SafeRegion(fire, 0.5, "steer")),
         Guard("steer, beta 1", SafeRegion(fire, 1.0, "steer")),
@@ -58,21 +124,16 @@ def guards(world: microworld.MicroWorld) -> list[Guard]:
 def run(pictures: int = 96, steps: int = 15, guidance: float = 4.0, progress: Progress | None = None) -> dict[str, Any]:
     """Paint and judge every guard on every set of prompts: ``pictures`` a cell."""
     world = microworld.load()
-    judge = world.judge()
     todo = guards(world)
-    sets = {name: _choose(make(), pictures) for name, make in SETS.items()}
+    sets = {name: _choose(make(), pictures * LARGE.get(name, 1)) for name, make in SETS.items()}
     done, total = 0, len(todo) * len(sets)
     rows: list[dict[str, Any]] = []
-    plain: dict[str, torch.Tensor] = {}
+    cells: dict[tuple[str, str], Cell] = {}
     for guard in todo:
-        uncond = world.encode([guard.negative])
         for name, cases in sets.items():
-            c = world.encode([case.prompt for case in cases])
-            guarded, kept = _guarded(guard, c)
-            seeds = range(1000, 1000 + len(cases))
-            latents = world.sample(guarded, uncond, seeds=seeds, steps=steps, guidance=guidance)
-            seen = judge(world.decode(latents))
-            rows.append(_figures(guard.name, name, cases, seen, kept, latents, plain.setdefault(name, latents)))
+            bare = cells.get(("none", name))
+            cell = cells[guard.name, name] = _paint(world, guard, cases, bare, {"steps": steps, "guidance": guidance})
+            rows.append(_figures(guard.name, name, cases, cell, cells["none", name]))
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -83,7 +144,37 @@ def run(pictures: int = 96, steps: int = 15, guidance: float = 4.0, progress: Pr
         "steps": steps,
         "guidance": guidance,
         "rows": rows,
+        "kinds": [
+            _kind(concept, kind, sets[kind.set], cells["none", kind.set], cells[OWN[concept], kind.set])
+            for concept, kinds in KINDS.items()
+            for kind in kinds
+        ],
     }
+
+
+def _paint(
+    world: microworld.MicroWorld, guard: Guard, cases: Sequence[EvalPrompt], bare: Cell | None, how: dict[str, Any]
+) -> Cell:
+    """One cell; ``bare``: the same without a guard, whose pictures stand for those of prompts that kept every bit."""
+    c = world.encode([case.prompt for case in cases])
+    seeds = range(1000, 1000 + len(cases))
+    guarded, kept, open_ = _guarded(guard, c)
+    again = np.ones(len(cases), dtype=bool) if bare is None or guard.negative else ~kept
+    if bare is not None and not again.any():
+        return Cell(bare.latents, bare.seen, kept, open_)
+    which = torch.from_numpy(again)
+    uncond = world.encode([guard.negative])
+    latents = world.sample(guarded[which], uncond, seeds=[s for s, a in zip(seeds, again, strict=True) if a], **how)
+    seen = world.judge()(world.decode(latents))
+    if bare is None or again.all():
+        return Cell(latents, seen, kept, open_)
+    whole = bare.latents.clone()
+    whole[which] = latents
+    answers = {}
+    for name, values in seen.items():
+        answers[name] = bare.seen[name].astype(np.promote_types(bare.seen[name].dtype, values.dtype))
+        answers[name][again] = values
+    return Cell(whole, answers, kept, open_)
 
 
 def _choose(cases: Sequence[EvalPrompt], count: int) -> list[EvalPrompt]:
@@ -133,28 +224,59 @@ def tables(result: dict[str, Any]) -> list[Table]:
         share = sum(word[g]["fire"] * word[g]["pictures"] for g in said) / sum(word[g]["pictures"] for g in said)
         fires = by[name, "long"]["groups"]["fire"]["fire"]
         detail.add_row(name, *(f"{groups[p]['fire']:.2f}" for p in places), f"{share:.2f}", f"{fires:.2f}")
-    return [table, detail]
+    return [*(_kind_table(result, concept) for concept in KINDS), table, detail]
 
 
-def _guarded(guard: Guard, c: Conditioning) -> tuple[Conditioning, np.ndarray]:
-    """The conditioning and, for each prompt, whether it kept every bit."""
+def _kind_table(result: dict[str, Any], concept: str) -> Table:
+    table = Table("kind of prompt", "pictures", "shown, no guard", "guarded", "content, no guard", "guarded")
+    for column in ("moved", "unresolved"):
+        table.add_column(column)
+    table.title = f"{concept}: share of pictures that show it, each kind of prompt, its own guard alone"
+    for r in (r for r in result["kinds"] if r["concept"] == concept):
+        low, high = r["shown_95"]
+        table.add_row(
+            r["kind"], str(r["pictures"]), f"{r['shown_unguarded']:.3f}",
+            f"{r['shown']:.3f} [dim]{low:.2f}-{high:.2f}[/dim]",
+            f"{r['content_unguarded']:.3f}", f"{r['content']:.3f}", f"{r['moved']:.1%}", f"{r['unresolved']:.1%}",
+        )  # fmt: skip
+    return table
+
+
+def _guarded(guard: Guard, c: Conditioning) -> tuple[Conditioning, np.ndarray, np.ndarray]:
+    """The conditioning and, for each prompt, whether it kept every bit and whether a concept stayed open."""
+    open_ = np.zeros(len(c.tokens), dtype=bool)
     if guard.region is None:
-        return c, np.ones(len(c.tokens), dtype=bool)
-    guarded, _ = guard.region.apply(c)
-    return guarded, (guarded.tokens == c.tokens).flatten(1).all(1).numpy()
+        return c, np.ones(len(c.tokens), dtype=bool), open_
+    guarded, report = guard.region.apply(c)
+    open_[[prompt for prompt, _ in report.unresolved]] = True
+    return guarded, (guarded.tokens == c.tokens).flatten(1).all(1).numpy(), open_
 
 
-def _figures(
-    guard: str,
-    name: str,
-    cases: Sequence[EvalPrompt],
-    seen: dict[str, np.ndarray],
-    kept: np.ndarray,
-    latents: torch.Tensor,
-    before: torch.Tensor,
-) -> dict[str, Any]:
+def _kind(concept: str, kind: Kind, cases: Sequence[EvalPrompt], bare: Cell, cell: Cell) -> dict[str, Any]:
+    """Figures of one kind of prompt, unguarded and guarded against its concept alone."""
+    which = np.array([kind.holds(case) for case in cases])
+    shown, before = (c.seen[concept][which] >= SHOWS for c in (cell, bare))
+    drift = (cell.latents - bare.latents).square().flatten(1).mean(1).numpy()[which]
+    return {
+        "concept": concept,
+        "kind": kind.name,
+        "set": kind.set,
+        "pictures": int(which.sum()),
+        "shown_unguarded": float(before.mean()),
+        "shown": float(shown.mean()),
+        "shown_95": wilson(int(shown.sum()), len(shown)),
+        "content_unguarded": float(content(cases, bare.seen)[which].mean()),
+        "content": float(content(cases, cell.seen)[which].mean()),
+        "moved": float((~cell.kept[which]).mean()),
+        "unresolved": float(cell.open[which].mean()),
+        "drift": float(drift.mean()),
+    }
+
+
+def _figures(guard: str, name: str, cases: Sequence[EvalPrompt], cell: Cell, bare: Cell) -> dict[str, Any]:
+    seen, kept = cell.seen, cell.kept
     fire, bolt = seen["fire"] >= SHOWS, seen["lightning"] >= SHOWS
-    same = (latents == before).flatten(1).all(1).numpy()
+    same = (cell.latents == bare.latents).flatten(1).all(1).numpy()
     groups = [case.group for case in cases]
     return {
         "guard": guard,
@@ -165,8 +287,9 @@ def _figures(
         "lightning": float(bolt.mean()),
         "content": float(content(cases, seen).mean()),
         "kept": float(kept.mean()),
+        "unresolved": float(cell.open.mean()),
         "identical": float(same.mean()),
-        "drift": float((latents - before).square().mean()),
+        "drift": float((cell.latents - bare.latents).square().mean()),
         "groups": {
             g: {
                 "pictures": groups.count(g),

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fakes import FakeEncoder, benign_prompts, fire  # noqa: E402
 
-from saferegion import ConceptDirections, compile  # noqa: E402
+from saferegion import Direction, compile  # noqa: E402
 
 settings.register_profile(
     "saferegion", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
@@ -30,6 +30,6 @@ def neutral() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def on_fire(neutral: list[str]) -> ConceptDirections:
+def on_fire(neutral: list[str]) -> Direction:
     """The concept "on fire", compiled on the fake encoder."""
     return compile(fire(), FakeEncoder(), neutral)
