@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from saferegion.core.region import MODES, STRONGEST
+
 from .refusal import SafeRegionRefused
 
-MODES = ("project", "steer", "erase")
-STRONGEST = 10.0
 LONGEST = 4000
 """Characters of a text argument."""
 MOST = 64
@@ -52,15 +52,22 @@ class Arguments:
     heat_map: bool = False
 
     @classmethod
-    def parse(cls, values: Sequence[Any], default_concepts: Sequence[str] = ()) -> Arguments:
+    def parse(
+        cls, values: Sequence[Any], default_concepts: Sequence[str] = (), axes: Mapping[str, Any] | None = None
+    ) -> Arguments:
         """From positional values or from one mapping of names to values; ``None`` and what is left out are defaults.
 
         With ``enabled`` false nothing else is looked at, but unknown names are refused always.
 
+        Args:
+            axes: values that take the place of ``values``, by name; ``strengths`` are added to those that there are.
+
         Raises:
             SafeRegionRefused: with a sentence that says which argument is wrong and what it must be.
         """
-        given = _named(values)
+        axes = dict(axes or {})
+        added = axes.pop("strengths", {})
+        given = {**_named(values), **axes}
         enabled = given.get("enabled")
         if enabled is not None and not isinstance(enabled, bool):
             raise _wrong("enabled", "true or false", enabled)
@@ -68,6 +75,7 @@ class Arguments:
             return cls()
         missing = {"concepts": default_concepts}
         known = {name: _READ[name](name, value) for name, value in {**missing, **given}.items()}
+        known["strengths"] = tuple({**dict(known.get("strengths", ())), **dict(added)}.items())
         found = cls(**known)
         names = {*found.concepts, *((OWN_WORDS,) if found.avoid else ())}
         if not names:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from saferegion.core.conditioning import MEAN, POOLED
-from saferegion.guard.selection import NO_FLOOR, Guard, GuardReport
+from saferegion.core.report import Finding, Report, describe
+from saferegion.guard.minors import BESIDE, NO_MINORS
+from saferegion.guard.selection import GuardReport
 
 from . import schedules
 from .arguments import KEY, Arguments
+from .encoder import HostEncoder, token_strings
 from .guards import Guards
 from .refusal import SafeRegionRefused
 
-AXES = ("safe_region_enabled", "safe_region_strength", "safe_region_strengths", "safe_region_mode")
-"""Attributes that X/Y/Z sets on a processing; each takes the place of the argument it is named after."""
+AXES = ("enabled", "strength", "strengths", "mode")
+"""Arguments that X/Y/Z sets on a processing, as ``safe_region_<name>``."""
 MOST_HEAT_MAPS = 8
 MOVED = f"{KEY} moved"
 """Infotext: the concepts that a picture's prompt was outside of."""
@@ -26,12 +27,15 @@ guards = Guards()
 
 @dataclass(frozen=True)
 class Seen:
-    """One conditioning that was looked at: row ``row`` of ``report``."""
+    """One text that was looked at: row ``row`` of ``report``."""
 
     where: str
     text: str
     report: GuardReport
     row: int
+    words: Sequence[str] | None
+    """One string per row of the space ``worded``, where the host tells them."""
+    worded: str
 
 
 @dataclass
@@ -41,44 +45,24 @@ class Generation:
     arguments: Arguments = field(default_factory=Arguments)
     refusal: SafeRegionRefused | None = None
     seen: list[Seen] = field(default_factory=list)
-    outside: list[dict[str, float]] = field(default_factory=list)  # of each picture of a batch: concept -> distance
-
-
-_last: tuple[Any, weakref.ref[Any]] | None = None
-"""The job that was configured last, and its generation's keeper."""
+    far: list[dict[str, float]] = field(default_factory=list)
+    """Of each picture of a batch: concepts that its prompt was outside of, and how far."""
 
 
 def configure(p: Any, values: Sequence[Any], default_concepts: Sequence[str]) -> Generation:
     """Read the script's arguments for the processing ``p``; what is wrong with them is raised when it encodes."""
-    global _last
+    from modules import shared
+
     generation = Generation()
+    axes = {name: getattr(p, f"safe_region_{name}") for name in AXES if hasattr(p, f"safe_region_{name}")}
     try:
-        generation.arguments = _with_axes(p, values, default_concepts)
+        generation.arguments = Arguments.parse(values, default_concepts, axes)
         p.extra_generation_params.update(generation.arguments.infotext())
     except Exception as error:  # hosts swallow what is raised here, and go on
         generation.refusal = SafeRegionRefused.of(error)
     p.safe_region = generation
-    _last = (_job(), weakref.ref(p))
+    shared.state.safe_region = (_job(), generation)
     return generation
-
-
-def _with_axes(p: Any, values: Sequence[Any], default_concepts: Sequence[str]) -> Arguments:
-    axes = {name: getattr(p, name) for name in AXES if hasattr(p, name)}
-    enabled = axes.pop("safe_region_enabled", None)
-    if enabled is not None:
-        first = dict(values[0]) if values and isinstance(values[0], Mapping) else None
-        values = [enabled, *values[1:]] if first is None else [{**first, "enabled": enabled}]
-    arguments = Arguments.parse(values, default_concepts)
-    if not arguments.enabled or not axes:
-        return arguments
-    chosen = {name.removeprefix("safe_region_"): value for name, value in axes.items()}
-    if "strengths" in chosen:
-        chosen["strengths"] = tuple({**dict(arguments.strengths), **dict(chosen["strengths"])}.items())
-    merged = replace(arguments, **chosen)
-    names = ("enabled", "concepts", "strength", "mode", "avoid", "instead", "sentences")
-    again = {name: getattr(merged, name) for name in names} | {"strengths": dict(merged.strengths)}
-    flags = {name: getattr(merged, name) for name in ("guard_negative", "heat_map")}
-    return Arguments.parse([{**again, **flags}])
 
 
 def _job() -> Any:
@@ -89,12 +73,11 @@ def _job() -> Any:
 
 def generation_of(p: Any) -> Generation | None:
     """Of ``p``, or, where an extension made ``p`` itself without this script (a detailer), of the job it is part of."""
+    from modules import shared
+
     own = getattr(p, "safe_region", None)
-    if own is not None or _last is None:
-        return own
-    job, keeper = _last
-    outer = keeper()
-    return getattr(outer, "safe_region", None) if outer is not None and job is not None and job == _job() else None
+    job, outer = getattr(shared.state, "safe_region", (None, None))
+    return outer if own is None and job is not None and job == _job() else own
 
 
 def guard_conditionings(
@@ -125,31 +108,28 @@ def _guarded(
     from modules import shared
 
     arguments = generation.arguments
-    hires = hires_steps is not None
-    if not hires and hasattr(conds, "batch"):  # the prompts of a new batch
-        generation.outside = []
+    hires, negative = hires_steps is not None, not hasattr(conds, "batch")
+    if not hires and not negative:  # the prompts of a new batch
+        generation.far = []
         p.extra_generation_params.pop(MOVED, None)
     listed = schedules.rows(conds, _signs(p, arguments, hires))
-    wanted = [schedule for schedule, guarded in listed if guarded]
+    wanted = {id(schedule): schedule for schedule, guarded in listed if guarded}
     if not wanted:
         return conds
     networks = None if getattr(p, "disable_extra_networks", False) else data
     guard, encoder = guards.get(shared.sd_model, arguments, networks)
-    if guard.floor is None:
-        p.comment(f"Safe Region: {NO_FLOOR}.")
-    seen = schedules.apply(guard, encoder.layout, [entry.cond for schedule in wanted for entry in schedule])
+    if not guard.minors:
+        p.comment(f"Safe Region: {NO_MINORS}.")
+    looks = schedules.apply(guard, encoder.layout, [entry.cond for s in wanted.values() for entry in s])
     end = hires_steps if hires_steps is not None else steps
-    made: dict[int, Any] = {}
-    for schedule in wanted:
-        if id(schedule) not in made:
-            made[id(schedule)] = schedules.guarded(schedule, end, guard, seen)
-    if any(s.moved for s in seen.values()) or arguments.heat_map:
-        negative = not hasattr(conds, "batch")
+    made = {key: schedules.guarded(s, end, guard.windows(), looks) for key, s in wanted.items()}
+    if any(look.moved for each in looks.values() for look in each) or arguments.heat_map:
         where = ("negative " if negative else "") + ("hires prompt" if hires else "prompt")
-        _tell(p, generation, guard, listed, seen, _texts(prompts, steps, hires_steps, negative), where)
+        texts = _texts(prompts, steps, hires_steps, negative)
+        _tell(p, generation, encoder, where, _looked_at(listed, texts, looks))
         if not negative:
-            _note(p, generation, conds, seen, hires)
-    return schedules.rebuilt(conds, [made.get(id(s), s) if guarded else s for s, guarded in listed])
+            _note(p, generation, conds, looks, hires)
+    return schedules.rebuilt(conds, [made[id(s)] if guarded else s for s, guarded in listed])
 
 
 def _signs(p: Any, arguments: Arguments, hires: bool) -> schedules.Signs:
@@ -180,75 +160,61 @@ def _texts(prompts: Any, steps: int, hires_steps: int | None, negative: bool) ->
     return [[text for _, text in parsed[i]] for row in index for i, _ in row]
 
 
+def _looked_at(
+    listed: Sequence[tuple[Any, bool]], texts: Sequence[Sequence[str]], looks: schedules.Looks
+) -> Iterator[tuple[str, schedules.Moved]]:
+    """Every text that was looked at, with what was seen of it: in the first window in which it moved, else at all."""
+    for (schedule, guarded), parts in zip(listed, texts, strict=True):
+        for entry, text in zip(schedule, parts, strict=True) if guarded else ():
+            each = looks[id(entry.cond)]
+            yield text, next((look for look in each if look.moved), each[0])
+
+
 def _tell(
-    p: Any,
-    generation: Generation,
-    guard: Guard,
-    listed: Sequence[tuple[Any, bool]],
-    seen: Mapping[tuple[int, int], schedules.Moved],
-    texts: Sequence[Sequence[str]],
-    where: str,
+    p: Any, generation: Generation, encoder: HostEncoder, where: str, looked: Iterator[tuple[str, schedules.Moved]]
 ) -> None:
     """Keep what was seen of each text, and say under the picture what moved."""
     from modules import shared
 
-    from .encoder import token_strings
-
-    told = {(s.where, s.text) for s in generation.seen}
-    for (schedule, guarded), parts in zip(listed, texts, strict=True):
-        for entry, text in zip(schedule, parts, strict=True) if guarded else ():
-            views = [seen[id(entry.cond), w] for w in range(len(guard.windows()))]
-            view = next((v for v in views if v.moved), views[0])
-            if (where, text) in told or not view.report.reports:
-                continue
-            told.add((where, text))
-            generation.seen.append(Seen(where, text, view.report, view.row))
-            if view.moved and getattr(shared.opts, "safe_region_report", True):
-                words = token_strings(shared.sd_model, text)
-                p.comment(f"Safe Region, {where}: {describe(view.report, view.row, words)}")
+    known = {(s.where, s.text) for s in generation.seen}
+    for text, look in looked:
+        if (where, text) in known or not look.report.reports:
+            continue
+        known.add((where, text))
+        words, worded = token_strings(shared.sd_model, text), encoder.layout.worded
+        generation.seen.append(Seen(where, text, look.report, look.row, words, worded))
+        if look.moved and getattr(shared.opts, "safe_region_report", True):
+            p.comment(f"Safe Region, {where}: {told(look.report, look.row, words, worded)}")
 
 
-def describe(report: GuardReport, row: int, words: Sequence[str] | None = None) -> str:
-    """One line: each concept that was outside, how far before and after, and by which words."""
+def shown(region: Report, row: int) -> list[Finding]:
+    """What is shown of row ``row``: every concept, but the baseline for minors only where it was open."""
+    return [f for f in region.findings if f.prompt == row and (f.open or not f.concept.endswith(BESIDE))]
+
+
+def told(report: GuardReport, row: int, words: Sequence[str] | None, worded: str) -> str:
+    """One line: each concept that row ``row`` was outside of, or that is always moved."""
     lines = []
     for region in report.reports:
-        moved = region.moved_prompts()[row]
-        for f in region.findings:
-            if f.prompt != row or f.before is None or f.after is None or not (f.tokens or region.mode != "project"):
-                continue
-            line = f"{f.title} {f.before:+.1f} → {f.after:+.1f} sd from the border"
-            if region.mode != "project":
-                line = f"{region.mode} {line}"
-            if f.space == POOLED:
-                line += " (pooled)"
-            elif f.space.endswith(MEAN):
-                line += " (the prompt as a whole)"
-            elif f.tokens:
-                named = [words[t] for t in f.tokens if words and t < len(words) and words[t]]
-                kept = list(dict.fromkeys(named))
-                line += f", {len(f.tokens)} token{'s' * (len(f.tokens) > 1)} outside"
-                line += f" ({', '.join(kept[:6])}{' …' * (len(kept) > 6)})" if kept else ""
-            lines.append(line)
-        if moved and region.mode == "steer" and not lines:
-            lines.append("steered")
+        for f in shown(region, row):
+            if f.open or region.mode != "project":
+                own = words if next(iter(f.tokens), worded) == worded else None
+                lines.append(("" if region.mode == "project" else f"{region.mode}, ") + describe(f, own))
     return "; ".join(lines) or "inside the safe region, nothing was changed"
 
 
-def _note(
-    p: Any, generation: Generation, conds: Any, seen: Mapping[tuple[int, int], schedules.Moved], hires: bool
-) -> None:
+def _note(p: Any, generation: Generation, conds: Any, looks: schedules.Looks, hires: bool) -> None:
     """In each picture's parameters: which concepts its prompt was outside of, and how far."""
-    if not hires or len(generation.outside) != len(conds.batch):
-        generation.outside = [{} for _ in conds.batch]
-    for far, parts in zip(generation.outside, conds.batch, strict=True):
+    if not hires or len(generation.far) != len(conds.batch):
+        generation.far = [{} for _ in conds.batch]
+    for far, parts in zip(generation.far, conds.batch, strict=True):
         own = {id(entry.cond) for part in parts for entry in part.schedules}
-        for (cond, _), view in seen.items():
-            if view.moved and cond in own:
-                for f in (f for r in view.report.reports for f in r.findings if f.prompt == view.row):
-                    if f.before is not None and f.before > 0:
-                        far[f.concept] = max(far.get(f.concept, 0.0), f.before)
+        for look in (look for key in own for look in looks.get(key, ()) if look.moved):
+            for f in look.report.findings:
+                if f.prompt == look.row and f.open:
+                    far[f.concept] = max(far.get(f.concept, 0.0), f.before or 0.0)
     p.extra_generation_params[MOVED] = [
-        ", ".join(f"{name} {value:+.1f}" for name, value in far.items()) or None for far in generation.outside
+        ", ".join(f"{name} {value:+.1f}" for name, value in far.items()) or None for far in generation.far
     ]
 
 
@@ -264,18 +230,23 @@ def show_heat_maps(p: Any, processed: Any) -> None:
 
 
 def heat_maps(generation: Generation) -> list[Any]:
-    """A Pillow image of each text that was seen, the first ones."""
-    from modules import shared
+    """Pillow images of the texts that were seen, the first ones."""
+    found = []
+    for s in generation.seen[:MOST_HEAT_MAPS]:
+        found += pictures(s.report, s.row, s.words, s.worded, f"{s.where}: {s.text}" if s.text else s.where)
+    return found
+
+
+def pictures(report: GuardReport, row: int, words: Sequence[str] | None, worded: str, title: str) -> list[Any]:
+    """Heat maps of one prompt as Pillow images, one a region; ``words`` are those of the space ``worded``."""
     from PIL import Image
 
     from saferegion.view.heat_map import heat_map
 
-    from .encoder import token_strings
-
-    pictures = []
-    for s in generation.seen[:MOST_HEAT_MAPS]:
-        words = token_strings(shared.sd_model, s.text)
-        for report in s.report.reports:
-            title = f"{s.where}: {s.text}" if s.text else s.where
-            pictures.append(Image.fromarray(heat_map(report, words, s.row, title=title)))
-    return pictures
+    found = []
+    for region in report.reports:
+        if concepts := [f.concept for f in shown(region, row)]:
+            space = next(iter(region.before.held()), worded)
+            own = words if space == worded else None
+            found.append(Image.fromarray(heat_map(region, own, row, title=title, concepts=concepts)))
+    return found

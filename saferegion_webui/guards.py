@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saferegion.core.direction import Direction
-from saferegion.floor import Floor
-from saferegion.guard.library import RECIPE_SUFFIXES, Library
+from saferegion.guard.library import Library
 from saferegion.guard.selection import Choice, Guard, Selection
-from saferegion.learn.bundled import vectors_folder
-from saferegion.learn.recipes import NEUTRAL, Concept
+from saferegion.learn.recipes import Concept
+from saferegion.learn.settings import CompileSettings
 
 from .arguments import OWN_WORDS, Arguments
 from .encoder import HostEncoder, Loaded, without_extra_networks
@@ -22,6 +21,9 @@ from .refusal import SafeRegionRefused
 
 KEPT_ENCODERS = 4
 KEPT_GUARDS = 32
+
+Wanted = Mapping[Hashable, str | Concept]
+"""Concepts, each by what changes when the concept does."""
 
 
 def user_folder() -> Path:
@@ -45,9 +47,13 @@ class _Known:
 
     loaded: Loaded
     encoder: HostEncoder
-    directions: dict[Any, Direction] = field(default_factory=dict)
-    guards: OrderedDict[Any, Guard] = field(default_factory=OrderedDict)
-    floors: dict[Any, Floor | None] = field(default_factory=dict)
+    directions: dict[Hashable, Direction] = field(default_factory=dict)
+    minors: list[Direction] | None = None
+    guards: OrderedDict[Hashable, Guard] = field(default_factory=OrderedDict)
+
+    @property
+    def settings(self) -> CompileSettings:
+        return CompileSettings(family=self.encoder.family)
 
 
 class Guards:
@@ -70,53 +76,50 @@ class Guards:
         Raises:
             SafeRegionError: a concept that is unknown, broken, made for another encoder, or does not compile.
         """
-        concepts = _concepts(arguments)
-        key = (arguments, tuple(stamp for _, stamp in concepts), _stamp(NEUTRAL))
-        known = next((k for k in self._known if k.loaded.same(checkpoint)), None)
+        wanted = _wanted(arguments.concepts, own_words(arguments))
+        key = (arguments, *wanted)
+        known = self._of(checkpoint)
         if known is not None and key in known.guards:
             known.guards.move_to_end(key)
             return known.guards[key], known.encoder
-        known, directions = self._directions(checkpoint, concepts, networks)
-        floor = self._floor(known, networks)
-        mode, strength = arguments.mode, arguments.strength_of
-        names = [c if isinstance(c, str) else c.name for c, _ in concepts]
-        selection = Selection(tuple(Choice(c, strength(n), mode) for (c, _), n in zip(concepts, names, strict=True)))
-        guard = Guard.of(selection, directions, floor)
+        known = self._prepared(checkpoint, wanted, networks)
+        if known.minors is None:
+            with without_extra_networks(networks), _progress("the baseline for minors") as progress:
+                known.minors = library().minors(known.encoder, progress, known.settings)
+        names = [c if isinstance(c, str) else c.name for c in wanted.values()]
+        choices = (Choice(n, arguments.strength_of(n), arguments.mode) for n in names)
+        guard = Guard.of(Selection(tuple(choices)), [known.directions[k] for k in wanted], known.minors)
         known.guards[key] = guard
         while len(known.guards) > KEPT_GUARDS:
             known.guards.popitem(last=False)
         return guard, known.encoder
 
-    def _floor(self, known: _Known, networks: Mapping[str, Any] | None) -> Floor | None:
-        """What keeps the sexual theme from prompts about children, whatever is switched on."""
-        stamp = _stamp(NEUTRAL)
-        if stamp not in known.floors:
-            with without_extra_networks(networks), _progress("the floor") as progress:
-                known.floors = {stamp: library().floor(known.encoder, progress, family=known.encoder.family)}
-        return known.floors[stamp]
-
     def directions(self, checkpoint: Any, names: Sequence[str]) -> list[Direction]:
         """Of concepts by name, for the encoder of ``checkpoint`` without extra networks. Raises as :meth:`get`."""
-        return self._directions(checkpoint, [(name, _stamp(name)) for name in names], None)[1]
+        wanted = _wanted(names)
+        known = self._prepared(checkpoint, wanted, None)
+        return [known.directions[k] for k in wanted]
 
-    def _directions(
-        self, checkpoint: Any, concepts: Sequence[tuple[str | Concept, Any]], networks: Mapping[str, Any] | None
-    ) -> tuple[_Known, list[Direction]]:
-        neutral = _stamp(NEUTRAL)
-        known = next((k for k in self._known if k.loaded.same(checkpoint)), None)
-        missing = [(c, s) for c, s in concepts if known is None or (s, neutral) not in known.directions]
-        if known is None or missing:
-            with without_extra_networks(networks):
-                if known is None:
-                    known = _Known(Loaded(checkpoint), HostEncoder(checkpoint))
-                    self._known = [known, *self._known[: KEPT_ENCODERS - 1]]
-                with _progress(", ".join(c if isinstance(c, str) else c.title for c, _ in missing)) as progress:
-                    made = library().directions(
-                        [c for c, _ in missing], known.encoder, progress=progress, family=known.encoder.family
-                    )
-            for (_, stamp), directions in zip(missing, made, strict=True):
-                known.directions[stamp, neutral] = directions
-        return known, [known.directions[s, neutral] for _, s in concepts]
+    def _of(self, checkpoint: Any) -> _Known | None:
+        return next((k for k in self._known if k.loaded.same(checkpoint)), None)
+
+    def _prepared(self, checkpoint: Any, wanted: Wanted, networks: Mapping[str, Any] | None) -> _Known:
+        """The encoder of ``checkpoint``, with the directions of all that is wanted."""
+        known = self._of(checkpoint)
+        missing = {k: c for k, c in wanted.items() if known is None or k not in known.directions}
+        if known is not None and not missing:
+            return known
+        with without_extra_networks(networks):
+            if known is None:
+                known = _Known(Loaded(checkpoint), HostEncoder(checkpoint))
+                self._known = [known, *self._known[: KEPT_ENCODERS - 1]]
+            titles = ", ".join(c if isinstance(c, str) else c.title for c in missing.values())
+            with _progress(titles) as progress:
+                made = library().directions(
+                    list(missing.values()), known.encoder, progress=progress, settings=known.settings
+                )
+        known.directions.update(zip(missing, made, strict=True))
+        return known
 
 
 def own_words(arguments: Arguments) -> Concept | None:
@@ -126,29 +129,14 @@ def own_words(arguments: Arguments) -> Concept | None:
     return Concept.from_words(OWN_WORDS, arguments.avoid, arguments.instead, arguments.sentences)
 
 
-def _concepts(arguments: Arguments) -> list[tuple[str | Concept, Any]]:
-    """Names and own words, each with what changes when the concept does."""
-    found: list[tuple[str | Concept, Any]] = [(name, _stamp(name)) for name in arguments.concepts]
-    own = own_words(arguments)
-    if own is not None:
-        found.append((own, own.pairs))
-    return found
-
-
-def _stamp(name: str) -> Any:
-    """The file that a concept is read from, with its size and time."""
-    if Path(name).name != name:
-        raise SafeRegionRefused(
-            f"Safe Region: a concept is given by its name, not by a file; put the file into {user_folder()}."
-        )
-    for folder in (user_folder(), vectors_folder()):
-        for suffix in (*RECIPE_SUFFIXES, ".safetensors"):
-            try:
-                known = (folder / f"{name}{suffix}").stat()
-            except OSError:
-                continue
-            return (name, str(folder), suffix, known.st_size, known.st_mtime_ns)
-    raise SafeRegionRefused(f"Safe Region: there is no concept {name!r}; there are {', '.join(concept_names())}.")
+def _wanted(names: Sequence[str], own: Concept | None = None) -> Wanted:
+    found, wanted = library(), {}
+    neutral = found.neutral()
+    for name in names:
+        path = found.where(name)
+        status = path.stat()
+        wanted[name, path, status.st_mtime_ns, status.st_size, neutral] = name
+    return wanted if own is None else {**wanted, (own, neutral): own}
 
 
 @contextmanager

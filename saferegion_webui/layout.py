@@ -73,8 +73,9 @@ class Layout:
         """
         pooled = vectors[:, : self.pooled] if vectors is not None and self.pooled else None
         batch, length = tokens.shape[:2]
+        at = torch.arange(length, device=tokens.device)
         if self.kind == "t5":
-            filled = None if lengths is None else torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
+            filled = None if lengths is None else at < torch.tensor(lengths, device=tokens.device).unsqueeze(1)
             return Conditioning(tokens, filled, pooled, None, encoder)
         split = self._split(tokens) if self.kind == "sd3" else length
         if split % CHUNK or not split:
@@ -82,12 +83,17 @@ class Layout:
                 f"Safe Region does not know conditionings of {split} rows (CLIP has {CHUNK} a chunk): "
                 "this family of checkpoints is not supported; switch Safe Region off for it."
             )
-        movable = (torch.arange(length) % CHUNK != 0) | (torch.arange(length) >= split)
+        mask = (at % CHUNK != 0) | (at >= split)
         spaces = None
         if self.kind == "sd3":
             clip = Space("clip", slice(0, split), slice(0, self.pooled))
             spaces = (clip, Space("t5", slice(split, None), slice(0, tokens.shape[2]))) if self.t5 else (clip,)
-        return Conditioning(tokens, movable.expand(batch, length), pooled, spaces, encoder)
+        return Conditioning(tokens, mask.expand(batch, length), pooled, spaces, encoder)
+
+    @property
+    def worded(self) -> str:
+        """The space whose rows the host's token strings name."""
+        return "clip" if self.kind == "sd3" else "tokens"
 
     def _split(self, tokens: torch.Tensor) -> int:
         """Rows of CLIP: they are zero behind its channels, and rows of T5 are not."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .arguments import MODES, NAMES, STRONGEST, pasted
+from saferegion.core.region import MODES, STRONGEST
+
+from .arguments import NAMES, Arguments, pasted
+from .guards import concept_names
 
 TITLE = "Safe Region"
 DEFAULT_CONCEPTS = ("nudity", "violence", "self-harm")
@@ -20,12 +23,6 @@ def option(name: str, default: Any) -> Any:
 def default_concepts() -> list[str]:
     chosen = option("concepts", list(DEFAULT_CONCEPTS))
     return [name for name in chosen if isinstance(name, str)] if isinstance(chosen, list | tuple) else []
-
-
-def concept_names() -> list[str]:
-    from . import guards  # loads the library
-
-    return guards.concept_names()
 
 
 def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
@@ -140,8 +137,6 @@ def add_settings() -> None:
 def add_axes() -> None:
     """Axes of the X/Y/Z plot, once for each time the host loads that script."""
     from modules import scripts
-
-    from .arguments import Arguments
 
     grids = [d.module for d in scripts.scripts_data if d.script_class.__module__ in ("xyz_grid.py", "scripts.xyz_grid")]
     for grid in grids[:1]:

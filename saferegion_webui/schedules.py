@@ -6,8 +6,7 @@ stays the very object it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +24,12 @@ class Moved(NamedTuple):
     report: GuardReport
     row: int
     moved: bool
+
+
+NOTHING = GuardReport(())
+"""Of a conditioning that was not looked at."""
+Looks = Mapping[int, Sequence[Moved]]
+"""By ``id`` of a conditioning, what was seen in each window of the guard."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +81,18 @@ def rebuilt(conds: Any, schedules: Sequence[Any]) -> Any:
     return type(conds)(conds.shape, batch) if changed else conds
 
 
-def guarded(schedule: Any, end: int, guard: Guard, seen: dict[tuple[int, int], Moved]) -> Any:
-    """``schedule`` with every conditioning replaced by what ``seen`` has for it; itself where none moved.
+def guarded(schedule: Any, end: int, windows: Sequence[tuple[float, float]], looks: Looks) -> Any:
+    """``schedule`` with every conditioning replaced by what ``looks`` has for it; itself where none moved.
 
     Args:
-        schedule: entries ``(end_at_step, cond)``, in order. end: steps in all.
-        seen: by ``(id(cond), window of the guard)``.
+        schedule: entries ``(end_at_step, cond)``, in order. end: steps in all. windows: of the guard.
     """
-    windows = guard.windows()
-    if len(windows) == 1:
-        new = [_like(entry, entry.end_at_step, seen[id(entry.cond), 0].cond) for entry in schedule]
-        return schedule if all(a is b for a, b in zip(new, schedule, strict=True)) else new
     new, start = [], -1
     for entry in schedule:
-        for w, (_, until) in enumerate(windows):
+        for (_, until), look in zip(windows, looks[id(entry.cond)], strict=True):
             last = entry.end_at_step if until >= 1 else min(entry.end_at_step, _last_step(until, end))
-            if last > start:
-                new.append(_like(entry, last, seen[id(entry.cond), w].cond))
+            if last > start or len(windows) == 1:
+                new.append(_like(entry, last, look.cond))
                 start = last
     kept = {id(entry.cond) for entry in schedule}
     return schedule if all(id(entry.cond) in kept for entry in new) else new
@@ -110,34 +110,36 @@ def _like(entry: Any, end_at_step: int, cond: Any) -> Any:
 
 
 @torch.no_grad()
-def apply(guard: Guard, layout: Layout, conds: Sequence[Any]) -> dict[tuple[int, int], Moved]:
+def apply(guard: Guard, layout: Layout, conds: Sequence[Any]) -> Looks:
     """Guard conditionings, those of one shape at once.
 
-    Returns:
-        By ``(id(cond), window)``; a conditioning inside the region, or of zeros (SDXL's empty negative prompt), stays
-        itself.
+    A conditioning inside the region stays itself; one of zeros (SDXL's empty negative prompt) is not looked at.
+
+    Raises:
+        UnresolvedError: a prompt that could not be brought inside.
     """
     groups: dict[tuple[Any, ...], list[Any]] = {}
+    parts = [guard.at(begin) for begin, _ in guard.windows()]
+    looks: dict[int, list[Moved]] = {}
     for cond in {id(c): c for c in conds}.values():
         tokens, vector = tokens_of(cond), vector_of(cond)
+        if vector is not None and not tokens.any():
+            looks[id(cond)] = [Moved(cond, NOTHING, 0, False)] * len(parts)
+            continue
         key = (tokens.shape, tokens.dtype, tokens.device, None if vector is None else vector.shape)
         groups.setdefault(key, []).append(cond)
-    parts = [guard.at(begin) for begin, _ in guard.windows()]
-    found: dict[tuple[int, int], Moved] = {}
-    with torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled() else nullcontext():
-        for group in groups.values():
-            tokens = torch.stack([tokens_of(c) for c in group])
-            vectors = None if vector_of(group[0]) is None else torch.stack([c["vector"] for c in group])
-            c = layout.conditioning(tokens, vectors)
-            empty = [False] * len(group) if vectors is None else (~tokens.flatten(1).any(1)).tolist()
-            for w, part in enumerate(parts):
-                new, report = part.apply(c)
-                moves = [any(r) for r in zip(*(r.moved_prompts() for r in report.reports), strict=True)]
-                for i, cond in enumerate(group):
-                    moved = bool(moves) and moves[i] and not empty[i]
-                    value = cond
-                    if moved:
-                        pooled = None if new.pooled is None or new.pooled is c.pooled else new.pooled[i]
-                        value = layout.with_values(cond, new.tokens[i].to(tokens.dtype), pooled)
-                    found[id(cond), w] = Moved(value, report, i, moved)
-    return found
+    for group in groups.values():
+        tokens = torch.stack([tokens_of(c) for c in group])
+        vectors = None if vector_of(group[0]) is None else torch.stack([c["vector"] for c in group])
+        c = layout.conditioning(tokens, vectors)
+        for part in parts:
+            new, report = part.apply(c)
+            report.require_resolved()
+            touched = [r.moved_prompts() for r in report.reports]
+            for i, cond in enumerate(group):
+                value, moved = cond, any(prompts[i] for prompts in touched)
+                if moved:
+                    pooled = None if new.pooled is None or new.pooled is c.pooled else new.pooled[i]
+                    value = layout.with_values(cond, new.tokens[i], pooled)
+                looks.setdefault(id(cond), []).append(Moved(value, report, i, moved))
+    return looks

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import html
-import os
-import re
-import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from saferegion.core.errors import SafeRegionError
-from saferegion.guard.files import load_directions
-from saferegion.learn.recipes import RECIPE_FORMAT, Concept, read_recipe
+from saferegion.core.region import MODES, STRONGEST
+from saferegion.core.report import TOLD_BY
+from saferegion.core.writing import write_whole
+from saferegion.guard.library import OWN, RECIPE_SUFFIXES
+from saferegion.learn.recipes import NAME, Concept, recipe_text
 
-from .arguments import MODES, STRONGEST, Arguments
+from .arguments import Arguments
+from .encoder import token_strings, without_extra_networks
+from .generation import guards, pictures, shown, told
 from .guards import concept_names, library, user_folder
 from .refusal import SafeRegionRefused
 
@@ -24,15 +27,9 @@ NO_LICENCE = "unspecified"
 
 
 def inspect(prompt: str, concepts: list[str], strength: float, mode: str) -> tuple[Any, list[list[Any]], str]:
-    """Heat map, table of scores and a sentence for a prompt as it would be typed; makes no picture."""
+    """Heat map, table of distances and a sentence for a prompt as it would be typed; makes no picture."""
     import torch
     from modules import shared
-    from PIL import Image
-
-    from saferegion.view.heat_map import heat_map
-
-    from .encoder import token_strings, without_extra_networks
-    from .generation import describe, guards
 
     arguments = Arguments.parse(
         [{"enabled": True, "concepts": list(concepts or []), "strength": strength, "mode": mode}]
@@ -40,15 +37,15 @@ def inspect(prompt: str, concepts: list[str], strength: float, mode: str) -> tup
     guard, encoder = guards.get(shared.sd_model, arguments, None)
     with torch.no_grad(), without_extra_networks(None):
         _, report = guard.apply(encoder.encode_as_typed(prompt))
-    words = token_strings(shared.sd_model, prompt)
+    words, worded = token_strings(shared.sd_model, prompt), encoder.layout.worded
     table = [
-        [f.title, f.space, f.before, f.after, len(f.tokens)]
+        [f.title, f.before, f.after, ", ".join(TOLD_BY[h] for h in f.how)]
         for region in report.reports
-        for f in region.findings
+        for f in shown(region, 0)
         if f.before is not None
     ]
-    picture = Image.fromarray(heat_map(report.reports[0], words, title=prompt))
-    return picture, table, describe(report, 0, words)
+    picture, *_ = pictures(report, 0, words, worded, prompt)
+    return picture, table, told(report, 0, words, worded)
 
 
 def concepts_table() -> list[list[str]]:
@@ -56,7 +53,7 @@ def concepts_table() -> list[list[str]]:
     found = library()
     rows = []
     for name in found.names():
-        origin = "yours" if any(user_folder().glob(f"{name}.*")) else "bundled"
+        origin = "yours" if name.startswith(OWN) else "bundled"
         try:
             concept = found.find(name)
             kind = "recipe" if isinstance(concept, Concept) else f"directions, {concept.method}"
@@ -68,74 +65,44 @@ def concepts_table() -> list[list[str]]:
 
 def make_concept(name: str, avoid: str, instead: str, sentences: str) -> str:
     """Write a recipe of the user's words into their folder, and say so."""
-    import yaml
-
-    arguments = Arguments.parse(
+    words = Arguments.parse(
         [{"enabled": True, "concepts": [], "avoid": avoid, "instead": instead, "sentences": sentences}]
     )
-    concept = Concept.from_words(name, arguments.avoid, arguments.instead, arguments.sentences)
-    if concept.name in library().names():
-        raise SafeRegionRefused(f"There is a concept '{concept.name}' already: choose another name.")
-    recipe = {
-        "format": RECIPE_FORMAT,
-        "name": concept.name,
-        "title": concept.title,
-        "kind": concept.kind,
-        "version": concept.version,
-        "licence": NO_LICENCE,
-        "pairs": [{"unsafe": unsafe, "safe": safe} for unsafe, safe in concept.pairs],
-    }
-    text = yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False)
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-        read_recipe(path)
-
-    _keep(write, f"{concept.name}.yaml")
-    return f"'{concept.name}' is in {user_folder()}; it is compiled when it is first used."
+    concept = Concept.from_words(name, words.avoid, words.instead, words.sentences)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{concept.name}.yaml"
+        path.write_text(recipe_text(replace(concept, licence=NO_LICENCE)), encoding="utf-8")
+        return import_file(path)
 
 
-def import_file(path: str) -> str:
+def import_file(path: str | Path) -> str:
     """Check a direction file or recipe and put it into the user's folder."""
     source = Path(path)
-    if source.suffix == ".safetensors":
-        name = load_directions(source).concept
-    elif source.suffix in (".yaml", ".yml"):
-        name = read_recipe(source).name
-    else:
+    if source.suffix not in (*RECIPE_SUFFIXES, ".safetensors"):
         raise SafeRegionRefused(f"{source.name} is neither a direction file (.safetensors) nor a recipe (.yaml).")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name):
+    found = library().find(source)
+    name = found.name if isinstance(found, Concept) else found.concept
+    if not NAME.fullmatch(name):
         raise SafeRegionRefused(f"{source.name} names its concept {name!r}, which cannot be a file's name.")
-    if name in library().names():
-        raise SafeRegionRefused(f"There is a concept '{name}' already: remove it first, or rename the new one.")
-    _keep(lambda target: shutil.copyfile(source, target), f"{name}{source.suffix}")
-    return f"'{name}' is in {user_folder()} and can be chosen."
+    if OWN + name in concept_names():
+        raise SafeRegionRefused(f"There is a concept '{OWN}{name}' already: remove it first, or take another name.")
+    folder = user_folder()
+    try:
+        write_whole(folder / f"{name}{source.suffix}", source.read_bytes())
+    except OSError as error:
+        raise SafeRegionRefused(f"{folder} cannot be written: {error.strerror or error}.") from None
+    return f"'{OWN}{name}' is in {folder} and can be chosen; a recipe is compiled when it is first used."
 
 
 def export_file(name: str) -> str:
     """A direction file of a concept for the checkpoint that is loaded; compiled now where it was not."""
     from modules import shared
 
-    from .generation import guards
-
     if not name:
         raise SafeRegionRefused("Choose a concept to export first.")
-    found = library().find(name)
-    if isinstance(found, Concept):
-        found = guards.directions(shared.sd_model, [name])[0]
-    return str(found.save(Path(tempfile.mkdtemp(prefix="safe-region-")) / f"{name}.safetensors"))
-
-
-def _keep(write: Callable[[Path], object], name: str) -> None:
-    """A whole file or none."""
-    folder = user_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
-            write(Path(new) / name)
-            os.replace(Path(new) / name, folder / name)
-    except OSError as error:
-        raise SafeRegionRefused(f"{folder} cannot be written: {error.strerror or error}.") from None
+    (direction,) = guards.directions(shared.sd_model, [name])
+    folder = Path(tempfile.mkdtemp(prefix="safe-region-"))
+    return str(direction.save(folder / f"{name.removeprefix(OWN)}.safetensors"))
 
 
 def _answer(function: Callable[..., Any], outputs: int) -> Callable[..., Any]:
@@ -166,7 +133,7 @@ def build() -> list[tuple[Any, str, str]]:
     import gradio as gr
 
     names = concept_names()
-    heads = ["concept", "space", "before (sd from the border)", "after", "tokens outside"]
+    heads = ["concept", "before", "after", "told by"]
     with gr.Blocks(analytics_enabled=False) as block:
         with gr.Tab("Inspect a prompt", elem_id="safe_region_tab_inspect"), gr.Row():
             with gr.Column():
@@ -230,5 +197,4 @@ def build() -> list[tuple[Any, str, str]]:
 def _import_uploaded(upload: Any) -> str:
     if upload is None:
         raise SafeRegionRefused("Choose a file to import first.")
-    path = upload if isinstance(upload, str) else upload.name
-    return import_file(path)
+    return import_file(upload if isinstance(upload, str) else upload.name)

@@ -18,16 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if saferegion_webui.ROOT != ROOT:
     raise ImportError(f"Safe Region is installed twice, in {saferegion_webui.ROOT} and in {ROOT}: remove one of them.")
 
-from saferegion_webui import interception, page  # noqa: E402
+from saferegion_webui import generation, interception, page, tab  # noqa: E402
 
-
-def guard_conditionings(*args):
-    from saferegion_webui import generation  # the library is not loaded before something is generated
-
-    return generation.guard_conditionings(*args)
-
-
-interception.install(processing.StableDiffusionProcessing, guard_conditionings)
+interception.install(processing.StableDiffusionProcessing, generation.guard_conditionings)
 
 
 class SafeRegionScript(scripts.Script):
@@ -46,20 +39,10 @@ class SafeRegionScript(scripts.Script):
         return list(components.values())
 
     def process(self, p, *args):
-        from saferegion_webui import generation
-
         generation.configure(p, args, page.default_concepts())
 
     def postprocess(self, p, processed, *args):
-        from saferegion_webui import generation
-
         generation.show_heat_maps(p, processed)
-
-
-def tab():
-    from saferegion_webui import tab
-
-    return tab.build()
 
 
 def register(kind, callback):
@@ -74,4 +57,4 @@ def register(kind, callback):
 
 register("ui_settings", page.add_settings)
 register("before_ui", page.add_axes)
-register("ui_tabs", tab)
+register("ui_tabs", tab.build)

@@ -118,17 +118,31 @@ class Library:
             return load_directions(path)
         if path.suffix in RECIPE_SUFFIXES:
             return read_recipe(path)
-        plain = text.removeprefix(OWN)
+        found = self._where(text)
+        if found is None:
+            raise RecipeError(f"{self._unknown(text)}, or give a file.")
+        if found.parent == vectors_folder():
+            return self._bundled(found, text)
+        return _named(found, text.removeprefix(OWN))
+
+    def where(self, name: str) -> Path:
+        """The file of a concept by its name, never by a path. Raises RecipeError: there is none."""
+        found = self._where(name)
+        if found is None:
+            raise RecipeError(f"{self._unknown(name)}.")
+        return found
+
+    def _where(self, name: str) -> Path | None:
+        plain = name.removeprefix(OWN)
         if plain and Path(plain).name == plain and "\\" not in plain and "\0" not in plain:
-            if plain == text and text not in NO_CONCEPTS and (found := _candidate(vectors_folder(), text)):
-                return self._bundled(found, text)
-            if plain != NEUTRAL and (plain != text or plain not in NO_CONCEPTS):
-                for folder in self.folders:
-                    if found := _candidate(folder, plain):
-                        return _named(found, plain)
-        raise RecipeError(
-            f"There is no concept {text!r}; there are {', '.join(self.names()) or 'none'}, or give a file."
-        )
+            if plain == name and name not in NO_CONCEPTS and (found := _candidate(vectors_folder(), name)):
+                return found
+            if plain != NEUTRAL and (plain != name or plain not in NO_CONCEPTS):
+                return next((found for folder in self.folders if (found := _candidate(folder, plain))), None)
+        return None
+
+    def _unknown(self, name: str) -> str:
+        return f"There is no concept {name!r}; there are {', '.join(self.names()) or 'none'}"
 
     @staticmethod
     def _bundled(path: Path, name: str) -> Concept | Direction:
@@ -184,15 +198,14 @@ class Library:
             if kept is not None:
                 ready[i] = kept
                 continue
-            if why := recall(self._folder(), encoder, digest + _tag(settings)):
+            if why := recall(self._folder(), encoder, _key(concept, benign, settings)):
                 raise NotSeparableError(why)
             missing.setdefault(benign, []).append(i)
         for benign, which in missing.items():
-            wanted = {c.digest(benign): c for i in which if isinstance(c := found[i], Concept)}
-            made = self._compile(list(wanted.values()), encode, benign, progress, settings)
-            for i in which:
-                if isinstance(c := found[i], Concept):
-                    ready[i] = made[list(wanted).index(c.digest(benign))]
+            wanted = [c for i in which if isinstance(c := found[i], Concept)]
+            once = list(dict.fromkeys(wanted))
+            made = self._compile(once, encode, benign, progress, settings)
+            ready |= {i: made[once.index(c)] for i, c in zip(which, wanted, strict=True)}
         return [ready[i] for i in range(len(found))]
 
     def minors(
@@ -210,11 +223,11 @@ class Library:
         recipes = [found for n in NAMES if isinstance(found := self.find(n), Concept)]
         if len(recipes) != len(NAMES):
             raise RecipeError(f"The baseline for minors needs the recipes {', '.join(NAMES)}; install it again.")
-        neutral, encoder = neutral_prompts(), fingerprint_of(encode)
+        neutral, encoder = self._benign(recipes[0], neutral_prompts()), fingerprint_of(encode)
         wanted = {c.name: c for c in recipes}
 
         def known(c: Concept) -> bool:
-            return recall(self._folder(), encoder, c.digest(neutral) + _tag(settings)) is None
+            return recall(self._folder(), encoder, _key(c, neutral, settings)) is None
 
         wanted = {n: c for n, c in wanted.items() if known(c)}
         while AGE in wanted and len(wanted) > 1:
@@ -248,7 +261,7 @@ class Library:
         except NotSeparableError as error:
             for concept in wanted:
                 if _about(error, concept.name):
-                    recipe = concept.digest(neutral) + _tag(settings)
+                    recipe = _key(concept, neutral, settings)
                     remember(self._folder(), Failure(fingerprint_of(encode), recipe, str(error)))
             raise
         for direction in made:
@@ -368,6 +381,11 @@ def _tag(settings: CompileSettings) -> str:
         if f.name not in _UNSEEN and getattr(settings, f.name) != getattr(usual, f.name)
     }
     return f"-{_short(repr(sorted(own.items())))}" if own else ""
+
+
+def _key(concept: Concept, neutral: Sequence[str], settings: CompileSettings) -> str:
+    """Of what did not compile: name, digest and settings."""
+    return f"{concept.name}-{concept.digest(neutral)}{_tag(settings)}"
 
 
 def _short(text: str) -> str:

@@ -5,7 +5,7 @@ Needs Pillow, which both hosts have; it is imported when a picture is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def heat_map(
     prompt: int = 0,
     space: str | None = None,
     title: str = "",
+    concepts: Collection[str] | None = None,
 ) -> NDArray[np.uint8]:
     """A row per concept, before and after; a column for the prompt as a whole, and one per token that is told by words.
 
@@ -44,6 +45,7 @@ def heat_map(
         report: of :meth:`SafeRegion.apply`.
         token_strings: one string per token of the space; runs of one string (padding) share a column.
         prompt: which prompt of the batch. space: which space (None: the first that is told by words).
+        concepts: which concepts have rows (None: all).
 
     Returns:
         uint8 ``[H, W, 3]``.
@@ -54,13 +56,15 @@ def heat_map(
         raise SafeRegionError(f"The report has {len(report.before.far)} prompts; there is no prompt {prompt}.")
     before = _fields(report.before, prompt, space)
     after = before if report.after is report.before else _fields(report.after, prompt, space)
+    rows = [k for k, name in enumerate(report.concepts) if concepts is None or name in concepts]
+    titles = [report.titles[k] for k in rows]
     columns = _columns(len(before) - 1, token_strings)
     face, small = font(13), font(11)
     labels = [_label(name, len(span)) for name, span in columns]
     head = max(text_width(small, t) for t in labels) + 10
-    left = max(text_width(face, t) for t in (*report.titles, "before")) + text_width(small, "  before") + 2 * _PAD
+    left = max(text_width(face, t) for t in (*titles, "before")) + text_width(small, "  before") + 2 * _PAD
     block = 2 * _CELL_H + _GAP
-    band = head + len(report.concepts) * block
+    band = head + len(rows) * block
     starts = range(0, len(columns), BAND)
     first = _PAD + (24 if title else 0)
     width = left + min(len(columns), BAND) * _CELL_W + 2 * _PAD
@@ -76,8 +80,8 @@ def heat_map(
             ImageDraw.Draw(strip).text((2, 2), text, fill=_INK, font=small)
             turned = strip.rotate(90, expand=True)
             image.paste(turned, (left + i * _CELL_W + (_CELL_W - 18) // 2, top - head))
-        for k, name in enumerate(report.titles):
-            y = top + k * block
+        for place, (k, name) in enumerate(zip(rows, titles, strict=True)):
+            y = top + place * block
             draw.text((_PAD, y + 5), _plain(name, 40), fill=_INK, font=face)
             for row, (word, values) in enumerate((("before", before), ("after", after))):
                 at = y + row * _CELL_H

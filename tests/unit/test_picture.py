@@ -79,6 +79,11 @@ def test_modes_that_always_move_are_drawn_too() -> None:
     assert reddest(heat_map(report(20.0, imported, mode="steer"), WORDS)) < 30
 
 
+def test_some_concepts_alone_may_be_drawn() -> None:
+    found = report(20.0, direction("fire"), direction("mood", "mean"))
+    assert np.array_equal(heat_map(found, WORDS, concepts=["fire"]), heat_map(report(20.0), WORDS))
+
+
 def test_runs_of_padding_share_a_column() -> None:
     wide = heat_map(report(1.0), ["<begin>", "a", "b", "c"]).shape[1]
     narrow = heat_map(report(1.0), ["<begin>", "a", "pad", "pad"]).shape[1]

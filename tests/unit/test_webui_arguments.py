@@ -11,7 +11,6 @@ import webui_fakes  # noqa: F401  (puts the extension's folder on the path)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saferegion_webui import arguments as module
 from saferegion_webui.arguments import NAMES, Arguments, pasted, show
 from saferegion_webui.refusal import SafeRegionRefused
 
@@ -67,10 +66,15 @@ def test_parameters_of_other_pictures_say_nothing() -> None:
     assert Arguments().infotext() == {}
 
 
-def test_the_modes_and_strengths_are_those_of_the_library() -> None:
-    from saferegion.core.region import MODES, STRONGEST
-
-    assert MODES == module.MODES and STRONGEST == module.STRONGEST
+def test_axes_take_the_place_of_values_and_add_strengths() -> None:
+    values = [True, ["fire", "frost"], 1, "fire: 2"]
+    found = Arguments.parse(values, (), {"strength": 0.5, "strengths": (("frost", 0.1),), "mode": "erase"})
+    assert found.strength == 0.5 and found.mode == "erase" and found.strengths == (("fire", 2.0), ("frost", 0.1))
+    assert Arguments.parse(values, (), {"enabled": False}) == Arguments()
+    assert Arguments.parse([False, ["fire"]], (), {"enabled": True}).concepts == ("fire",)
+    for wrong in ({"strength": 1e9}, {"mode": "harder"}, {"strengths": (("water", 1.0),)}):
+        with pytest.raises(SafeRegionRefused):
+            Arguments.parse(values, (), wrong)
 
 
 JSON = st.recursive(

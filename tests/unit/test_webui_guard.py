@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,15 @@ import yaml
 from fakes import benign_prompts, fire, frost
 
 import saferegion as sr
+from saferegion.guard.minors import NO_MINORS
 from saferegion_webui import generation, interception, layout
 from saferegion_webui.guards import Guards
 from saferegion_webui.refusal import SafeRegionRefused
 
 UNSAFE, BENIGN = "a burning house in a valley", "a quiet house and a blue boat in a harbour, number 7"
-ON = [True, ["on-fire"]]
+FIRE = "my/on-fire"
+"""As the library calls a recipe of the user's own."""
+ON = [True, [FIRE]]
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
 
 
@@ -48,11 +52,23 @@ class Host:
         return p
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What was compiled for one test serves the others."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def fresh(hosts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Nothing is compiled yet."""
     monkeypatch.setenv("SAFE_REGION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path) -> Any:
+    monkeypatch.setenv("SAFE_REGION_CACHE", str(kept))
     monkeypatch.setattr(generation, "guards", Guards())
-    monkeypatch.setattr(generation, "_last", None)
     folder = tmp_path / "models" / "safe_region"
     write_recipes(folder)
 
@@ -74,6 +90,10 @@ def conds(p: Any) -> list[Any]:
     return [entry.cond for parts in p.c.batch for part in parts for entry in part.schedules]
 
 
+def webui_layout(cond: torch.Tensor) -> sr.Conditioning:
+    return layout.Layout().conditioning(cond[None], None)
+
+
 def equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -92,7 +112,7 @@ def test_every_family_is_guarded_and_benign_prompts_keep_their_objects(hosts: An
         assert raw["crossattn"].shape == guarded["crossattn"].shape and raw["crossattn"].dtype is torch.float32
         assert all(torch.equal(raw[k], guarded[k]) for k in raw if k not in ("crossattn", "vector"))
         assert torch.equal(raw["vector"][webui.CLIP :], guarded["vector"][webui.CLIP :])
-        erased = conds(host.run([{"enabled": True, "concepts": ["on-fire"], "mode": "erase"}]))[0]
+        erased = conds(host.run([{"enabled": True, "concepts": [FIRE], "mode": "erase"}]))[0]
         assert not torch.equal(raw["vector"][: webui.CLIP], erased["vector"][: webui.CLIP])
         assert torch.equal(raw["vector"][webui.CLIP :], erased["vector"][webui.CLIP :])
     a, b = host.run(prompt=BENIGN), host.run(ON, prompt=BENIGN)
@@ -157,7 +177,7 @@ def test_schedules_and_parts_are_guarded_apart(hosts: Any) -> None:
     assert first.schedules[1].cond is not off.c.batch[0][0].schedules[1].cond
     assert boat is off.c.batch[0][1] and benign is off.c.batch[1][0]
     assert on.extra_generation_params["Safe region moved"][1] is None
-    assert on.extra_generation_params["Safe region moved"][0].startswith("on-fire +")
+    assert on.extra_generation_params["Safe region moved"][0].startswith(f"{FIRE} +")
     assert any("burning" in text or "on fire" in text for text in on.comments)
 
 
@@ -177,7 +197,7 @@ def test_what_moved_is_told_of_the_batch_in_which_it_did(hosts: Any) -> None:
         (-3.0, UNSAFE, ON, False, True),
         (7.0, f"{BENIGN} AND {UNSAFE} :-1", ON, False, True),
         (7.0, f"{BENIGN} AND {UNSAFE} :-0.5", ON, False, False),
-        (7.0, UNSAFE, [{"enabled": True, "concepts": ["on-fire"], "guard_negative": True}], True, True),
+        (7.0, UNSAFE, [{"enabled": True, "concepts": [FIRE], "guard_negative": True}], True, True),
     ],
 )
 def test_the_sign_of_a_row_decides(
@@ -191,7 +211,7 @@ def test_the_sign_of_a_row_decides(
 
 
 def test_an_empty_negative_of_zeros_and_a_missing_one_stay(hosts: Any) -> None:
-    args = [{"enabled": True, "concepts": ["on-fire"], "guard_negative": True, "mode": "erase"}]
+    args = [{"enabled": True, "concepts": [FIRE], "guard_negative": True, "mode": "erase"}]
     host = hosts("sdxl")
     on = host.run(args)
     assert not layout.tokens_of(on.uc[0][0].cond).any()
@@ -201,19 +221,18 @@ def test_an_empty_negative_of_zeros_and_a_missing_one_stay(hosts: Any) -> None:
 def test_directions_with_a_window_act_in_their_part_of_the_sampling(hosts: Any) -> None:
     host = hosts()
     host.run(ON)
-    import dataclasses
-
-    (made,) = generation.guards.directions(host.shared.sd_model, ["on-fire"])
-    early = dataclasses.replace(made, window=(0.0, 0.45), concept="early")
+    (made,) = generation.guards.directions(host.shared.sd_model, [FIRE])
+    movers = {s: sr.Offset(torch.ones(1), -3 * m.displacement[0], (0.0, 0.45)) for s, m in made.movers.items()}
+    early = dataclasses.replace(made, concept="early", movers=movers, meta=sr.Meta(method="discovered"))
     early.save(host.folder / "early.safetensors")
-    off, on = host.run(), host.run([True, ["early"]])
+    off, on = host.run(), host.run([True, ["my/early"]])
     (part,) = on.c.batch[0]
     assert [e.end_at_step for e in part.schedules] == [4, 10]
     assert not equal(part.schedules[0].cond, conds(off)[0]) and part.schedules[1].cond is conds(off)[0]
-    both = host.run([True, ["early"]], prompt="a quiet [boat:burning house:0.2]")
+    both = host.run([True, ["my/early"]], prompt="a quiet [boat:burning house:0.2]")
     ((edited,),) = both.c.batch
     assert [e.end_at_step for e in edited.schedules] == [2, 4, 10]
-    assert host.run([True, ["early"]], prompt=BENIGN).c is host.run(prompt=BENIGN).c
+    assert host.run([True, ["my/early"]], prompt=BENIGN).c is host.run(prompt=BENIGN).c
 
 
 def test_what_is_seen_of_a_picture_costs_no_encoding(hosts: Any) -> None:
@@ -221,7 +240,7 @@ def test_what_is_seen_of_a_picture_costs_no_encoding(hosts: Any) -> None:
     host.run(ON, prompt=BENIGN)
     asked = len(host.shared.sd_model.written)
     host.run(ON, prompt=BENIGN)
-    host.run([True, ["on-fire"], 2.0], prompt=BENIGN)
+    host.run([True, [FIRE], 2.0], prompt=BENIGN)
     assert len(host.shared.sd_model.written) == asked
 
 
@@ -233,16 +252,16 @@ def test_prompts_of_recipes_are_taken_literally(hosts: Any) -> None:
     assert "(hot" not in written.replace(r"\(hot", "") and "BREAK" not in written
 
 
-def test_networks_are_off_while_compiling_and_on_again_afterwards(hosts: Any) -> None:
+def test_networks_are_off_while_compiling_and_on_again_afterwards(hosts: Any, fresh: Path) -> None:
     host = hosts()
     host.run(ON, prompt=BENIGN)
     generation.guards.forget()
     host.shared.sd_model.lora = 0.7
     with_lora = host.run(ON, prompt=BENIGN, extra_network_data={"lora": 0.7})
     assert host.shared.sd_model.lora == 0.7
-    assert generation.guards.directions(host.shared.sd_model, ["on-fire"])[0].encoder is not None
+    assert generation.guards.directions(host.shared.sd_model, [FIRE])[0].encoder is not None
     assert with_lora.c is not None
-    files = list((host.folder.parent.parent / "cache").glob("on-fire-*.safetensors"))
+    files = list(fresh.glob("on-fire-*.safetensors"))
     assert len(files) == 1  # the same encoder as without
 
 
@@ -258,7 +277,7 @@ def test_a_swapped_or_rewritten_encoder_is_noticed(hosts: Any) -> None:
     assert not equal(conds(first)[0], conds(second)[0])
     fresh = sr.compile(fire(), webui.FakeEncoder(webui.CLIP, 5, pooled=False), benign_prompts(60))
     region = sr.SafeRegion([fresh])
-    assert float(region.score(sr.Conditioning(conds(second)[0][None], None))[0, 0]) < 3
+    assert float(region.score(webui_layout(conds(second)[0]))[0, 0]) <= 0
     host.shared.sd_model = webui.Checkpoint("sd1", seed=9, name="two")
     assert host.run(ON).c is not None
     host.shared.sd_model = checkpoint
@@ -280,12 +299,26 @@ def test_parts_that_an_extension_makes_inherit_the_guard(hosts: Any) -> None:
     assert equal(conds(again)[0], conds(outer)[0])
 
 
-@pytest.mark.parametrize("args", [["yes"], [True, ["nothing"]], [True, ["on-fire"], float("nan")], [{"enabled": 1}]])
+@pytest.mark.parametrize("args", [["yes"], [True, ["nothing"]], [True, [FIRE], float("nan")], [{"enabled": 1}]])
 def test_what_is_wrong_ends_the_generation(hosts: Any, args: Any) -> None:
     host = hosts()
     with pytest.raises(SafeRegionRefused, match="Safe Region") as caught:
         host.run(args)
     assert caught.value.status_code == 422 and caught.value.detail == str(caught.value)
+
+
+def test_a_prompt_that_stays_outside_is_refused(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = hosts()
+    monkeypatch.setattr(sr.SafeRegion, "verify", lambda self, seen, opened, slack: opened)
+    with pytest.raises(SafeRegionRefused, match="could not be brought inside the safe region .* stayed open") as caught:
+        host.run(ON)
+    assert caught.value.status_code == 422
+    assert host.run(ON, prompt=BENIGN).c is host.run(prompt=BENIGN).c
+
+
+def test_what_was_found_is_said_in_one_line(hosts: Any) -> None:
+    (line,) = hosts().run(ON).comments.keys() - {f"Safe Region: {NO_MINORS}."}
+    assert line.startswith("Safe Region, prompt: on fire: +") and "(told by " in line
 
 
 def test_an_error_of_ours_ends_the_generation(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +333,7 @@ def test_an_error_of_ours_ends_the_generation(hosts: Any, monkeypatch: pytest.Mo
     assert caught.value.status_code == 500
 
 
-def test_interrupting_ends_the_preparation(hosts: Any) -> None:
+def test_interrupting_ends_the_preparation(hosts: Any, fresh: Path) -> None:
     host = hosts()
     host.shared.state.interrupted = True
     with pytest.raises(SafeRegionRefused, match="interrupted"):
@@ -321,9 +354,9 @@ def test_rows_of_another_family_are_refused(hosts: Any, monkeypatch: pytest.Monk
 def test_axes_take_the_place_of_arguments(hosts: Any) -> None:
     host = hosts()
     off, on = host.run(), host.run(ON)
-    assert equal(conds(host.run([False, ["on-fire"]], safe_region_enabled=True))[0], conds(on)[0])
+    assert equal(conds(host.run([False, [FIRE]], safe_region_enabled=True))[0], conds(on)[0])
     assert host.run(ON, safe_region_enabled=False).c is off.c
-    assert host.run(ON, safe_region_strengths=(("on-fire", 0.0),)).c is off.c
+    assert host.run(ON, safe_region_strengths=((FIRE, 0.0),)).c is off.c
     assert not equal(conds(host.run(ON, safe_region_mode="steer"))[0], conds(on)[0])
     with pytest.raises(SafeRegionRefused):
         host.run(ON, safe_region_strength=1e9)
