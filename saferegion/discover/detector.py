@@ -1,0 +1,123 @@
+"""Who brings the concept: a ridge regression of the evidence on the mean of the tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..core import geometry
+from ..core.conditioning import POOLED, Conditioning
+from ..core.detector import Detector
+from ..core.readout import Readout, Term
+
+Tensor = torch.Tensor
+
+PENALTIES = 17
+"""Penalties that are tried, from 10⁻⁴ to 10⁴ times the mean eigenvalue: the whole range in which they differ."""
+MAD = 1.4826
+"""Deviation of a normal distribution, in median absolute deviations."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ridge:
+    """w·x + bias: ``weight`` [D] and ``bias``, float64; ``left`` [N]: what is foretold of each prompt by the others."""
+
+    weight: Tensor
+    bias: float
+    left: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.double() @ self.weight + self.bias
+
+
+def fit(x: Tensor, y: Tensor) -> Ridge:
+    """Ridge regression of ``y`` [N] on ``x`` [N, D] (Hoerl and Kennard 1970), channels on one scale, its penalty chosen
+    by the error of each prompt foretold by the others (leave one out, in closed form)."""
+    x, y = x.double(), y.double()
+    mean, deviation = x.mean(0), x.std(0)
+    deviation = torch.where(deviation > 1e-9 * deviation.max(), deviation, torch.inf)  # channels that say nothing
+    z, target = (x - mean) / deviation, y - y.mean()
+    values, vectors = torch.linalg.eigh(z @ z.T)
+    values = values.clamp_min(0)
+    best, chosen, left = math.inf, None, target
+    for power in torch.linspace(-4, 4, PENALTIES).tolist():
+        kept = values / (values + 10**power * values.mean())
+        told = vectors @ (kept * (vectors.T @ target))
+        own = (vectors.square() @ kept + 1 / len(y)).clamp_max(1 - 1e-9)
+        off = (target - told) / (1 - own)
+        error = float(off.square().mean())
+        if error < best:
+            best, chosen, left = error, 10**power * values.mean(), target - off
+    dual = vectors @ ((vectors.T @ target) / (values + chosen))
+    weight = (z.T @ dual) / deviation
+    return Ridge(weight, float(y.mean() - mean @ weight), left + y.mean())
+
+
+def features(c: Conditioning) -> dict[str, Tensor]:
+    """The mean of the tokens under the mask [B, D], by space of tokens, float32 on the CPU."""
+    views = (v for v in c.views() if v.space != POOLED)
+    return {v.space: geometry.mean(v.rows.float(), v.mask).cpu() for v in views}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was foretold of the prompts: ``ridge`` in ``space``, ``cut`` on its scale, ``agreement``: correlation of the
+    evidence with what is foretold of each prompt by the others; ``opened`` bool [N]."""
+
+    space: str
+    ridge: Ridge
+    cut: float
+    agreement: float
+    opened: Tensor
+
+
+def find(x: Mapping[str, Tensor], evidence: Tensor, budget: float) -> Found:
+    """Foretell the evidence [N] from each space's features [N, D], and keep the space that foretells it best.
+
+    The border is where calm prompts end: at the quantile 1 − ``budget`` of a normal distribution with the median and
+    the median absolute deviation of what is foretold. Prompts that bring the concept hardly change those, as long as
+    they are fewer than half.
+    """
+    best = None
+    for space, rows in x.items():
+        ridge = fit(rows, evidence)
+        agreement = float(torch.corrcoef(torch.stack([ridge.left, evidence.double()]))[0, 1].nan_to_num(0.0))
+        if best is None or agreement > best.agreement:
+            cut = end_of_calm(ridge.left, budget)
+            best = Found(space, ridge, cut, agreement, ridge.left > cut)
+    assert best is not None
+    return best
+
+
+def end_of_calm(scores: Tensor, budget: float) -> float:
+    """Where calm prompts end; see :func:`find`."""
+    middle = scores.double().median()
+    spread = MAD * (scores.double() - middle).abs().median()
+    return float(middle + torch.special.ndtri(torch.tensor(1 - budget, dtype=torch.float64)) * spread)
+
+
+def border(calm: Tensor, risky: Tensor, budget: float) -> float:
+    """Threshold: halfway between where ``calm`` scores [N] end and where the ``risky`` ones [M] begin, the outermost
+    share ``budget`` of both left aside; where calm prompts end if they overlap."""
+    end = max(float(calm.quantile(1 - budget)), end_of_calm(calm, budget))
+    return max(end, (end + float(risky.quantile(budget))) / 2)
+
+
+def detector(ridge: Ridge, space: str, calm: Tensor, threshold: float) -> Detector:
+    """The ridge as a detector whose scores have mean 0 and deviation 1 over ``calm``, what is foretold of calm
+    prompts [N]; ``threshold`` on the ridge's scale."""
+    mean, deviation = float(calm.mean()), float(calm.std().clamp_min(1e-9))
+    term = Term(
+        Readout(space, "mean"),
+        (ridge.weight / deviation).float().unsqueeze(0),
+        torch.tensor([[(mean - ridge.bias) / deviation]], dtype=torch.float32),
+    )
+    return Detector((term,), torch.tensor([(threshold - mean) / deviation], dtype=torch.float32))
+
+
+def agreed(scores: Sequence[Tensor]) -> Tensor:
+    """Mean of several pictures' evidence [N] each."""
+    return torch.stack(list(scores)).mean(0)
