@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from saferegion.core.conditioning import Conditioning
+from saferegion.core.conditioning import POOLED
 from saferegion.core.direction import Direction
-from saferegion.learn.compile import BATCH, Encode
-from saferegion.core.geometry import scores
-from saferegion.learn.recipes import Concept
 from saferegion.core.region import SafeRegion
+from saferegion.learn.recipes import Concept
+from saferegion.learn.settings import BATCH, Encode
 
 WORST = 8
 """Most rows of each list."""
@@ -25,15 +24,18 @@ class Check:
     """Figures of one recipe; scores are distances outside the border, in benign standard deviations.
 
     Attributes:
+        terms: what it is told by: words, words with the next, the prompt as a whole.
         found: share of the recipe's unsafe prompts that are outside. spared: share of its safe prompts inside.
         own_inside, neutral_inside: share of the concept's own and of the shared neutral prompts that are inside.
         missed: unsafe prompts furthest inside. caught: safe and neutral prompts furthest outside.
         faint: pairs whose unsafe prompt leads by less than :data:`FAINT`, least first, with the lead.
-        words: tokens that score highest over the unsafe prompts, with their mean score; needs token strings.
+        words: tokens that score highest over the unsafe prompts, with their mean distance; needs token strings, and a
+            concept that is told by words.
         nearest: other concepts, with the share of their unsafe prompts that this one finds too.
     """
 
     concept: str
+    terms: tuple[str, ...]
     calibration: dict[str, float]
     found: float
     spared: float
@@ -63,7 +65,8 @@ def check(
     Raises:
         ConditioningError: the encoder is not the one the directions belong to.
     """
-    region = SafeRegion([replace(directions, kind="exclude")])  # an axis is measured from its unsafe side
+    aside = replace(directions, meta=replace(directions.meta, kind="exclude"))  # an axis: from its unsafe side
+    region = SafeRegion([aside])
 
     def far(prompts: Sequence[str]) -> torch.Tensor:
         batches = [encode(list(prompts[i : i + BATCH])) for i in range(0, len(prompts), BATCH)]
@@ -79,7 +82,8 @@ def check(
     faint = sorted((d, a, b) for d, a, b in zip(lead, unsafe, safe, strict=True) if d < FAINT)
     return Check(
         concept=concept.name,
-        calibration=dict(directions.calibration),
+        terms=terms_of(directions),
+        calibration=dict(directions.meta.calibration),
         found=_share(u > 0),
         spared=_share(s <= 0),
         own_inside=_share(own <= 0) if len(own) else None,
@@ -87,7 +91,7 @@ def check(
         missed=_first(sorted((z, p) for p, z in zip(unsafe, u.tolist(), strict=True) if z <= 0)),
         caught=_first(sorted(((z, p) for p, z in dict(benign).items() if z > 0), reverse=True)),
         faint=tuple((a, b, round(d, 3)) for d, a, b in faint[:WORST]),
-        words=_words(directions, encode, unsafe, token_strings) if token_strings else (),
+        words=_words(aside, encode, unsafe, token_strings) if token_strings else (),
         nearest=tuple(
             sorted(((o.name, _share(far([a for a, _ in o.pairs]) > 0)) for o in others), key=lambda r: -r[1])
         ),
@@ -102,29 +106,32 @@ def _first(rows: list[tuple[float, str]]) -> tuple[tuple[str, float], ...]:
     return tuple((p, round(z, 3)) for z, p in rows[:WORST])
 
 
+def terms_of(direction: Direction) -> tuple[str, ...]:
+    """What a concept is told by, as "tokens token" or "tokens pair + mean", term by term."""
+    detector = direction.detector
+    if detector is None:
+        return ()
+    names = [f"{t.readout.space} {t.readout.reduce}" for t in detector.terms]
+    joint = [f"{names[i]} + {detector.terms[j].readout.reduce}" for i, j in detector.joint]
+    return (*names, *joint)
+
+
 def _words(
-    directions: Direction, encode: Encode, prompts: Sequence[str], strings: Callable[[str], list[str]]
+    direction: Direction, encode: Encode, prompts: Sequence[str], strings: Callable[[str], list[str]]
 ) -> tuple[tuple[str, float], ...]:
+    """Mean distance of each token of the first space over the border of words, where there is one."""
+    looking = SafeRegion([direction], 0.0)  # nothing is moved
     total: dict[str, list[float]] = {}
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
         c = encode(part)
-        far, movable = _tokens_outside(directions, c)
-        for row, may, prompt in zip(far, movable, part, strict=True):
-            for z, moves, word in zip(row.tolist(), may.tolist(), strings(prompt), strict=False):
-                if moves and word.strip():
+        held = looking.apply(c)[1].before.held()
+        far = held.get(c.views()[0].space)
+        if far is None or c.views()[0].space == POOLED:
+            return ()
+        for row, prompt in zip(far[..., 0].tolist(), part, strict=True):
+            for z, word in zip(row, strings(prompt), strict=False):
+                if z == z and word.strip():
                     total.setdefault(word, []).append(z)
     best = sorted(((sum(z) / len(z), word) for word, z in total.items()), reverse=True)
     return tuple((word, round(z, 3)) for z, word in best[:WORST])
-
-
-def _tokens_outside(directions: Direction, c: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances outside the border of every token of the first space ``[B, T]``, and which may move."""
-    space = (c.spaces or ())[0]
-    d = directions.spaces[space.name]
-    rows = c.tokens[:, space.rows, space.channels].float().cpu()
-    movable = torch.ones(rows.shape[:2], dtype=torch.bool) if c.movable is None else c.movable[:, space.rows].cpu()
-    at = torch.arange(rows.shape[1]) % d.period
-    assert d.threshold is not None and d.deviation is not None
-    far = (scores(rows, d.normal) - d.threshold.T[at]) / d.deviation.T[at]
-    return far.amax(-1), movable

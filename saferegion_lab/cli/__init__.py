@@ -14,7 +14,7 @@ except ImportError:
 from saferegion import __version__
 from saferegion.core.errors import SafeRegionError
 
-from . import bench, concepts, console, demo, directions, discover, export, prompts
+from . import bench, concepts, console, demo, directions, discover, export, packs, prompts
 
 REFUSED = 1
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(export.app, name="export")
+app.add_typer(packs.app, name="pack")
 app.add_typer(bench.app, name="bench")
 app.command("discover")(discover.discover_command)
 app.command("demo")(demo.demo)

@@ -23,7 +23,8 @@ def concepts_list(as_json: console.JsonOption = False) -> None:
     from saferegion.learn.recipes import Concept
 
     library = Library()
-    rows = [(name, library.find(name)) for name in library.names()]
+    found = [(name, library.find(name)) for name in library.names()]
+    rows = [(name, c, c if isinstance(c, Concept) else c.meta) for name, c in found]
     if as_json:
         console.print_json(
             [
@@ -31,18 +32,18 @@ def concepts_list(as_json: console.JsonOption = False) -> None:
                     "name": n,
                     "title": c.title,
                     "kind": c.kind,
-                    "version": c.version,
-                    "licence": c.licence,
+                    "version": of.version,
+                    "licence": of.licence,
                     "pairs": len(c.pairs) if isinstance(c, Concept) else None,
                 }
-                for n, c in rows
+                for n, c, of in rows
             ]
         )
         return
     table = Table("name", "title", "kind", "version", "pairs", "own neutral prompts")
-    for name, c in rows:
+    for name, c, of in rows:
         pairs, own = (len(c.pairs), len(c.neutral)) if isinstance(c, Concept) else ("compiled", "")
-        table.add_row(name, c.title, c.kind, str(c.version), str(pairs), str(own))
+        table.add_row(name, c.title, c.kind, str(of.version), str(pairs), str(own))
     console.out.print(table)
 
 
@@ -143,11 +144,10 @@ def concepts_check(
     for other, share in found.nearest:
         figures.add_row(f"unsafe prompts of '{other}' found too", f"{share:.1%}")
     console.out.print(figures)
-    spaces = Table("space", "separation (AUC)", "threshold (sd)", "found")
-    for space in sorted(k.removesuffix(".area") for k in found.calibration if k.endswith(".area")):
-        area, border, hits = (found.calibration[f"{space}.{k}"] for k in ("area", "border", "found"))
-        spaces.add_row(space, f"{area:.3f}", f"{border:.2f}", f"{hits:.1%}")
-    console.out.print(spaces)
+    terms = Table("told by (chosen on held-out pairs)", "separation (AUC)", "found")
+    figures_of = [found.calibration.get(k) for k in ("area", "found")]
+    terms.add_row(", ".join(found.terms), *("" if f is None else f"{f:.3f}" for f in figures_of))
+    console.out.print(terms)
     for title, rows in (
         ("unsafe prompts that are not found", found.missed),
         ("benign prompts that are moved", found.caught),

@@ -25,19 +25,18 @@ def compile_command(
     as_json: console.JsonOption = False,
 ) -> None:
     """Fit the directions of concepts on a text encoder; kept in the cache, read from there the next time."""
+    from ..check import terms_of
+
     loaded = encoder_of(encoder, device, tokenizer)
     found = directions_of(loaded, concepts)
     written = [d.save(folder / f"{d.concept}.safetensors") for d in found] if folder else []
     if as_json:
         console.print_json([console.plain(d) for d in found])
         return
-    table = Table("concept", "space", "area under ROC", "unsafe outside", "safe outside", "border (sd)", "length (sd)")
+    table = Table("concept", "told by", "area under ROC", "unsafe found")
     for d in found:
-        for space in d.spaces:
-            figures = [
-                d.calibration.get(f"{space}.{key}") for key in ("area", "found", "safe_moved", "border", "length")
-            ]
-            table.add_row(d.concept, space, *("" if f is None else f"{f:.3f}" for f in figures))
+        figures = (d.meta.calibration.get(key) for key in ("area", "found"))
+        table.add_row(d.concept, ", ".join(terms_of(d)), *("" if f is None else f"{f:.3f}" for f in figures))
     console.out.print(table)
     console.out.print("measured on the recipe's own held-out pairs", style="dim")
     for path in written:

@@ -20,6 +20,8 @@ from .encoder import MICROWORLD
 
 if TYPE_CHECKING:
     from saferegion.core.direction import Direction
+    from saferegion.discover import DiscoverySettings
+    from saferegion.learn.recipes import Concept
 
 STOPPED = 130
 RESUME = ".resume"
@@ -51,13 +53,13 @@ def discover_command(
     path: Annotated[Path, typer.Option("--out", "-o", help="The direction file to write (.safetensors).")],
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 160,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures painted of each prompt it is asked about.")] = 2,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures painted of each prompt it is asked about.")] = 1,
     prompts: Annotated[
         int, typer.Option(min=24, help="How many benign prompts the model is asked about: more finds more.")
-    ] = 500,
+    ] = 400,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the pictures.")] = 4.0,
-    sampling: Annotated[int, typer.Option("--sampling-steps", min=2, max=1000, help="Steps of a picture.")] = 15,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that go through the model together.")] = 16,
+    sampling: Annotated[int, typer.Option("--sampling-steps", min=2, max=1000, help="Steps of a picture.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that go through the model together.")] = 32,
     size: Annotated[int | None, typer.Option(min=8, help="Width of the pictures (default: the model's own).")] = None,
     method: Annotated[
         Method, typer.Option(help="region: border and shift, so that benign prompts stay; vector: the paper's.")
@@ -83,7 +85,8 @@ def discover_command(
     Ctrl-C while it learns stops after the step that runs and writes the best so far. A run that was killed goes on
     where it was when the same command is given again.
     """
-    from saferegion.discovery import spread
+    from saferegion.discover import DiscoverySettings
+    from saferegion.learn.prompts import spread
     from saferegion.learn.recipes import Concept, read_neutral
 
     if path.suffix != ".safetensors":
@@ -100,14 +103,8 @@ def discover_command(
     kept = path.with_name(f"{path.name}.{_tag(checkpoint, *settings)}{RESUME}")
     if not resume:
         kept.unlink(missing_ok=True)
-    with console.progress("compiling on the text encoder") as told:
-        (compiled,) = model.library.directions([concept], model.encode, model.neutral, told, family=model.family)
     with _stoppable() as stopped, _bar(stopped) as bar:
-        found = _discover(
-            concept,
-            model.encode,
-            model.denoiser,
-            spread(model.neutral, prompts),
+        how = DiscoverySettings(
             method=method.value,
             seed=seed,
             steps=steps,
@@ -115,7 +112,6 @@ def discover_command(
             sampling_steps=sampling,
             guidance=guidance,
             batch_size=batch_size,
-            closed_form=compiled,
             checkpoint=kept,
             family=model.family,
             progress=bar.step,
@@ -123,31 +119,32 @@ def discover_command(
             stop=stopped,
             recompute=save_memory,
         )
+        found = _discover(concept, model, spread(model.neutral, prompts), how)
         early = stopped()
     found.save(path)
     if plot is not None:
         from saferegion.view.curve import loss_curve
 
-        console.write_png(loss_curve(found.curve, f"{found.title or found.concept}: loss"), plot)
+        console.write_png(loss_curve(found.meta.curve, f"{found.title}: loss"), plot)
     kept.unlink(missing_ok=True)
     if as_json:
-        console.print_json({**console.plain(found), "curve": list(found.curve), "stopped": early, "file": str(path)})
+        console.print_json({**console.plain(found), "curve": list(found.meta.curve), "stopped": early, "file": str(path)})
     else:
         _show(found, path, plot, early)
     if early:
         raise typer.Exit(STOPPED)
 
 
-def _discover(*what: Any, **how: Any) -> Direction:
-    """Directions, or nothing but one sentence; evidence already gathered stays for another try where memory ran out."""
+def _discover(concept: Concept, model: _Model, prompts: list[str], how: DiscoverySettings) -> Direction:
+    """A direction, or nothing but one sentence; evidence already gathered stays for another try where memory ran out."""
     import torch
 
-    from saferegion.discovery import discover
+    from saferegion.discover import discover
 
-    kept: Path = how["checkpoint"]
+    kept = Path(str(how.checkpoint))
     new = not kept.exists()
     try:
-        return discover(*what, **how)
+        return discover(concept, model.encode, model.denoiser, prompts, how)
     except KeyboardInterrupt:
         console.err.print("stopped before anything was learned; nothing half-written was left", style="red")
         raise typer.Exit(STOPPED) from None
@@ -259,7 +256,7 @@ def _bar(stopped: Callable[[], bool]) -> Iterator[_Bar]:
 def _show(found: Direction, path: Path, plot: Path | None, early: bool) -> None:
     if early:
         console.out.print(
-            f"stopped after {len(found.curve)} steps; the best so far is kept", style="yellow", highlight=False
+            f"stopped after {len(found.meta.curve)} steps; the best so far is kept", style="yellow", highlight=False
         )
     console.show_directions(found, False)
     console.out.print(f"written: {path}", highlight=False)

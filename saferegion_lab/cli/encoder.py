@@ -59,8 +59,9 @@ def encoder_of(name: str, device: str, tokenizer: Path | None) -> Encoder:
 
 def directions_of(encoder: Encoder, names: list[str]) -> list[Direction]:
     from saferegion.guard.library import Library
+    from saferegion.learn.settings import CompileSettings
 
-    with console.progress("compiling on the text encoder") as told:
+    with console.compiling() as told:
         return Library(encoder.folders).directions(
-            list(names), encoder.encode, encoder.neutral, told, family=encoder.family
+            list(names), encoder.encode, encoder.neutral, told, CompileSettings(family=encoder.family)
         )

@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeEncoder, benign_prompts, fire, frost
 from typer.testing import CliRunner
 
-from saferegion import Concept, ConceptDirections, Library, read_recipe
+from saferegion import Concept, Direction, Library, read_recipe
 from saferegion.learn.recipes import recipe_text
 from saferegion_lab import cli
 from saferegion_lab.check import check
@@ -20,15 +20,15 @@ def strings(prompt: str) -> list[str]:
     return ["<begin>", *prompt.split()] + [""] * 80
 
 
-def test_a_recipe_that_works_finds_its_own_and_spares_the_rest(on_fire: ConceptDirections) -> None:
+def test_a_recipe_that_works_finds_its_own_and_spares_the_rest(on_fire: Direction) -> None:
     found = check(fire(), on_fire, FakeEncoder(), NEUTRAL, [frost()], strings)
     assert found.found > 0.9 and found.spared == 1 and found.neutral_inside >= 0.95 and found.own_inside == 1
     assert {w for w, _ in found.words[:3]} == {"burning", "blazing", "flaming"} and found.words[0][1] > 0
     assert found.faint == () and len(found.caught) <= 2 and found.nearest[0][0] == "frost"
-    assert found.calibration["tokens.area"] > 0.9
+    assert found.calibration["area"] > 0.9 and any("tokens" in t for t in found.terms)
 
 
-def test_pairs_without_a_contrast_and_prompts_without_the_concept_are_named(on_fire: ConceptDirections) -> None:
+def test_pairs_without_a_contrast_and_prompts_without_the_concept_are_named(on_fire: Direction) -> None:
     odd = Concept.from_pairs("odd", [("a quiet house", "a quiet castle"), ("a burning house", "a burning car")])
     found = check(odd, on_fire, FakeEncoder(), NEUTRAL)
     assert {pair[:2] for pair in found.faint} == set(odd.pairs)
@@ -70,6 +70,6 @@ def test_checking_on_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert found["concept"] == "lightning" and found["found"] > 0.8 and found["words"]
 
 
-def test_an_axis_to_balance_is_measured_from_its_unsafe_side(on_fire: ConceptDirections) -> None:
-    axis = replace(on_fire, kind="balance")
+def test_an_axis_to_balance_is_measured_from_its_unsafe_side(on_fire: Direction) -> None:
+    axis = replace(on_fire, meta=replace(on_fire.meta, kind="balance"))
     assert check(fire(), axis, FakeEncoder(), NEUTRAL).found == check(fire(), on_fire, FakeEncoder(), NEUTRAL).found

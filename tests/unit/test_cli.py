@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from saferegion.core.direction import Direction, Direction
+from saferegion.core.detector import Detector
+from saferegion.core.direction import Direction, Meta
 from saferegion.core.fingerprint import Fingerprint
+from saferegion.core.movers import HalfSpaces
+from saferegion.core.readout import Readout, Term
 from saferegion.guard.files import load_directions
 from saferegion_lab.cli import REFUSED
 from saferegion_lab.cli.directions import OTHER_ENCODER
@@ -48,17 +51,18 @@ def cli(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def other_encoder(path: Path) -> Path:
-    direction = Direction(
-        normal=torch.eye(1, 16), shift=torch.eye(1, 16), threshold=torch.ones(1, 1), mean=torch.zeros(1, 1),
-        deviation=torch.ones(1, 1), spread=torch.ones(1),
-    )  # fmt: skip
-    return Direction("other", {"tokens": direction}, Fingerprint((("tokens", 16),), (0.1,) * 32)).save(path)
+    word = Term(Readout("tokens", "token"), torch.eye(1, 16), torch.zeros(1, 1))
+    mover = HalfSpaces(torch.eye(1, 16), torch.zeros(1, 1), torch.ones(1), torch.zeros(1))
+    mark = Fingerprint((("tokens", 16),), (0.1,) * 32)
+    detector = Detector((word,), torch.full((1,), 3.0))
+    rest = {"tokens": torch.zeros(1, 16)}
+    return Direction("other", mark, detector, {"tokens": mover}, rest, meta=Meta("Other", licence="MIT")).save(path)
 
 
 def test_help_names_every_command() -> None:
     shown = subprocess.run([sys.executable, "-m", "saferegion_lab.cli", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
-    for command in ("demo", "concepts", "compile", "inspect", "import", "export", "verify", "bench"):
+    for command in ("demo", "concepts", "compile", "inspect", "import", "export", "verify", "bench", "pack"):
         assert command in shown.stdout
 
 
@@ -88,7 +92,7 @@ def test_compile_writes_a_file_that_verify_accepts_for_its_encoder_alone(cli, tm
     code, text, _ = cli("compile", "fire", "--encoder", "microworld", "--out", tmp_path, "--json")
     assert code == 0
     (found,) = json.loads(text)
-    assert found["concept"] == "fire" and found["calibration"]["tokens.area"] > 0.95
+    assert found["concept"] == "fire" and found["calibration"]["area"] > 0.95
     assert load_directions(tmp_path / "fire.safetensors").concept == "fire"
     code, text, _ = cli("verify", tmp_path / "fire.safetensors", "--encoder", "microworld", "--json")
     assert code == 0 and json.loads(text)[0]["fits"] is True
@@ -150,3 +154,39 @@ def test_an_output_that_cannot_be_written_is_one_line(cli, tmp_path: Path) -> No
     code, _, error = cli("export", "checkpoint", tmp_path / "file" / "micro.safetensors")
     assert code == REFUSED and error.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_pack_is_built_checked_listed_and_read_instead_of_compiling(cli, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "packs" / "micro"
+    words = ("pack", "build", folder, "-e", "microworld", "-n", "Microworld", "-c", "fire", "--licence", "MIT", "--json")
+    code, text, error = cli(*words)
+    assert code == 0, error
+    assert [f["concept"] for f in json.loads(text)["files"]] == ["fire"] and json.loads(text)["left_out"] == {}
+    code, text, _ = cli("pack", "check", folder, "--json")
+    assert code == 0 and json.loads(text)[0]["name"] == "Microworld"
+    code, text, _ = cli("pack", "list", tmp_path, "--json")
+    assert code == 0 and [p["licence"] for p in json.loads(text)] == ["MIT"]
+    monkeypatch.setenv("SAFE_REGION_CACHE", str(tmp_path))
+    code, _, error = cli("compile", "fire", "-e", "microworld")
+    assert code == 0 and "compiling" not in error
+    (damaged,) = folder.glob("*.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    code, text, error = cli("pack", "check", folder)
+    assert code == REFUSED and text == "" and error.count("\n") == 1
+    assert cli("pack", "list", tmp_path / "nowhere")[0] == 0
+
+
+def test_compiling_says_how_many_prompts_are_read_and_how_long_it_takes(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFE_REGION_CACHE", str(tmp_path))
+    code, _, error = cli("compile", "fire", "-e", "microworld")
+    assert code == 0 and "reads 5" in error and "prompts once, about" in error
+    assert cli("compile", "fire", "-e", "microworld")[2] == ""
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.1, "1 s"), (40, "40 s"), (200, "3 min"), (4800, "1 h 20 min")])
+def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    from saferegion_lab.cli.console import duration
+
+    assert duration(seconds) == said
