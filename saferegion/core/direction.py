@@ -207,6 +207,8 @@ class Direction:
         )
         detectors, movers, rest = parts.detectors(), parts.movers(), parts.rest()
         parts.finish()
+        if unmoved := sorted(set(rest) - set(movers)):
+            raise DirectionFileError(f"it has the benign mean of a space '{unmoved[0]}', which nothing moves.")
         if detectors and not known:
             raise DirectionFileError("it has a detector, but no fingerprint of the encoder that it looks at.")
         return cls(

@@ -40,7 +40,7 @@ _MOVER = re.compile(r"mover\.([a-z0-9_]{1,64})\.(displacement|mean|deviation|tar
 _REST = re.compile(r"rest\.([a-z0-9_]{1,64})")
 _DETECTORS = ("detector", "given", "witness")
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_JOINERS = "\u200c\u200d"
+JOINERS = "\u200c\u200d"
 """Zero-width joiners, which some scripts are written with; they are allowed in texts, not in names."""
 
 
@@ -74,6 +74,7 @@ def check_seal(data: bytes) -> None:
 
 def parse_json(text: str | bytes, what: str) -> Any:
     """JSON without keys given twice, NaN or infinity. Raises DirectionFileError."""
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -95,8 +96,10 @@ def is_plain(text: str, longest: int = LONGEST_TEXT, also: str = "") -> bool:
     """Whether people can read all of ``text``: no control, formatting, bidirectional or half characters."""
     if len(text) > longest:
         return False
-    return text.isascii() and text.isprintable() or not any(
-        unicodedata.category(c) in _HIDDEN and c not in also for c in text
+    return (
+        text.isascii()
+        and text.isprintable()
+        or not any(unicodedata.category(c) in _HIDDEN and c not in also for c in text)
     )
 
 
@@ -194,7 +197,7 @@ class Parts:
             if key in ("encoder", "calibration", "curve", "terms", "window"):
                 continue
             longest = LONGEST_NAME if key in ("concept", "family", "recipe") else LONGEST_TEXT
-            if not is_plain(value, longest, "" if key == "concept" else _JOINERS):
+            if not is_plain(value, longest, "" if key == "concept" else JOINERS):
                 raise DirectionFileError(f"metadata {key[:40]!r} holds hidden or control characters or is too long.")
 
     def text(self, key: str) -> str:
@@ -231,7 +234,7 @@ class Parts:
         value = parse_json(self.text("calibration"), "metadata 'calibration'")
         if not isinstance(value, dict) or not all(is_number(v) for v in value.values()):
             raise DirectionFileError("metadata 'calibration' must be an object of finite numbers.")
-        if not all(is_plain(k, LONGEST_NAME, _JOINERS) for k in value):
+        if not all(is_plain(k, LONGEST_NAME, JOINERS) for k in value):
             raise DirectionFileError("metadata 'calibration' has a name that holds hidden or control characters.")
         return {k: float(v) for k, v in value.items()}
 
@@ -266,7 +269,9 @@ class Parts:
                 raise DirectionFileError(f"metadata 'terms': a term of '{name}' must be a space and a readout.")
             space, reduce = row
             if (space == POOLED) != (reduce == "pooled") or not (space == POOLED or is_name(space)):
-                raise DirectionFileError(f"metadata 'terms': '{name}' has a term of a space {space[:40]!r} that cannot be.")
+                raise DirectionFileError(
+                    f"metadata 'terms': '{name}' has a term of a space {space[:40]!r} that cannot be."
+                )
             readout = Readout(space, reduce)
             found.append(Term(readout, self.take(f"{name}.{i}.weight"), self.take(f"{name}.{i}.offset")))
         if not all(isinstance(p, list) and len(p) == 2 and all(type(n) is int for n in p) for p in joint):

@@ -27,7 +27,7 @@ _BLANK = "0" * 64
 
 @dataclass(frozen=True)
 class Failure:
-    """One concept that did not compile. ``recipe``: digest of recipe, neutral prompts and settings. ``why``: a sentence."""
+    """One concept that did not compile. ``recipe``: its name, digest and settings. ``why``: a sentence."""
 
     encoder: Fingerprint
     recipe: str
@@ -63,7 +63,11 @@ def recall(folder: Path, encoder: Fingerprint, recipe: str) -> str | None:
 
 def remember(folder: Path, failure: Failure) -> None:
     """Keep a failure; a folder that cannot be written costs a warning."""
-    kept = [f for f in _readable(folder) if f.method == METHOD and (f.recipe, f.encoder) != (failure.recipe, failure.encoder)]
+    kept = [
+        f
+        for f in _readable(folder)
+        if f.method == METHOD and (f.recipe, f.encoder) != (failure.recipe, failure.encoder)
+    ]
     rows = [
         {"encoder": str(f.encoder), "recipe": f.recipe, "method": f.method, "why": f.why}
         for f in [*kept, failure][-MOST:]

@@ -96,7 +96,9 @@ def check_reach(d: Direction) -> None:
         if not math.isfinite(still) or not all(math.isfinite(m) for m in moved):
             raise DirectionFileError(f"the scores of its {name} overflow; make the file again.")
         if still > 0:
-            raise DirectionFileError(f"the {name} of '{d.concept}' is open for everything, as it is for the benign mean.")
+            raise DirectionFileError(
+                f"the {name} of '{d.concept}' is open for everything, as it is for the benign mean."
+            )
         if name != "given detector" and max(moved) <= 0:
             raise DirectionFileError(f"the {name} of '{d.concept}' is one that nothing reaches; make the file again.")
 

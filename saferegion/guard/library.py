@@ -168,7 +168,7 @@ class Library:
         progress: Progress | None = None,
         settings: CompileSettings | None = None,
     ) -> list[Direction]:
-        """Directions of ``concepts`` for the encoder behind ``encode``: from a vector pack, from the cache, or compiled.
+        """Directions of ``concepts`` for the encoder behind ``encode``: of a vector pack, of the cache, or compiled.
 
         A cache that cannot be written, or that holds a damaged file, costs a compilation and a warning, never the
         guard. What did not separate is remembered there and refused at once. Two processes that compile the same
@@ -361,9 +361,7 @@ def _checked_name(found: Concept, path: Path, name: str) -> Concept:
 
 def _renewed(direction: Direction, concept: Concept) -> Direction:
     """With what people read as the recipe says it now; its digest is of the prompts alone."""
-    meta = dataclasses.replace(
-        direction.meta, title=concept.title, version=concept.version, licence=concept.licence
-    )
+    meta = dataclasses.replace(direction.meta, title=concept.title, version=concept.version, licence=concept.licence)
     return dataclasses.replace(direction, meta=meta)
 
 

@@ -80,7 +80,9 @@ def build(folder: str | Path, directions: Sequence[Direction], *, name: str, lic
     folder = Path(folder)
     for text, what in ((name, "name"), (licence, "licence")):
         if not is_plain(text, LONGEST_NAME) or (what == "name" and not text.strip()):
-            raise SafeRegionError(f"A pack's {what} must be one line of at most {LONGEST_NAME} characters; got {text!r}.")
+            raise SafeRegionError(
+                f"A pack's {what} must be one line of at most {LONGEST_NAME} characters; got {text!r}."
+            )
     encoder = directions[0].encoder if directions else None
     if encoder is None:
         raise SafeRegionError("A pack needs at least one direction of a known text encoder.")

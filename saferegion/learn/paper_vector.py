@@ -63,7 +63,7 @@ def import_paper_vector(
             f"{path.name}: b must be [1, tokens, 1] and a [1, 1, width]; got {list(b.shape)} and {list(a.shape)}."
         )
     if any(t.is_meta for t in (a, b)):
-        raise DirectionFileError(f"{path.name}: a and b hold no numbers (they are meta tensors); ask for the real file.")
+        raise DirectionFileError(f"{path.name}: a and b are meta tensors, which hold no numbers; ask for another file.")
     if not all(t.is_floating_point() and t.layout == torch.strided for t in (a, b)):
         raise DirectionFileError(f"{path.name}: a and b must be plain floating tensors.")
     b, a = b.detach().float().flatten(), a.detach().float().flatten()

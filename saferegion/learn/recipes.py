@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.direction import KINDS
 from ..core.errors import RecipeError
+from ..core.file_format import JOINERS, is_plain
 from ..core.writing import read_whole
 
 RECIPE_FORMAT = "saferegion-recipe/1"
@@ -27,7 +28,8 @@ FEWEST_PAIRS = 4
 MOST_PAIRS = 20_000
 """Most pairs of one recipe, its templates filled in."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_LINE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
+LONGEST_LINE = 1000
+"""Characters of the longest title or licence."""
 
 SENTENCES = (
     "{}",
@@ -73,8 +75,8 @@ class Concept:
         if not NAME.fullmatch(self.name):
             raise RecipeError(f"A concept's name must be lower-case letters, digits and dashes; got {self.name!r}.")
         for key, text in (("title", self.title), ("licence", self.licence)):
-            if not _LINE.fullmatch(text):
-                raise RecipeError(f"'{self.name}': '{key}' must be one line without control characters.")
+            if not is_plain(text, LONGEST_LINE, JOINERS):
+                raise RecipeError(f"'{self.name}': '{key}' must be one line without control or hidden characters.")
         if self.kind not in KINDS:
             raise RecipeError(f"'{self.name}': kind must be one of {', '.join(KINDS)}; got {self.kind!r}.")
         if not self.pairs:

@@ -160,7 +160,9 @@ def made(
     )
 
 
-def imported(name: str = "paper", width: int = 6, period: int = 77, window: tuple[float, float] = (0.4, 1.0)) -> Direction:
+def imported(
+    name: str = "paper", width: int = 6, period: int = 77, window: tuple[float, float] = (0.4, 1.0)
+) -> Direction:
     """An offset alone, as the paper's vectors are."""
     gen = torch.Generator().manual_seed(5)
     mover = Offset(torch.randn(period, generator=gen), torch.randn(width, generator=gen), window)
