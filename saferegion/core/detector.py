@@ -26,7 +26,7 @@ class Detector:
 
     Attributes:
         terms: at least one. thresholds: ``[n]`` float32, in benign deviations.
-        joint: pairs of terms whose scores, those above the benign mean, are summed. sums: ``[m]``, their thresholds.
+        joint: pairs of terms whose scores are summed. sums: ``[m]``, their thresholds.
         given: another detector that must be open too (None: none).
     """
 
@@ -99,6 +99,8 @@ class Panel:
             "columns": torch.tensor([[*c, *[at] * (most - len(c))] for c in columns], dtype=torch.int64),
         }
         self.joint = bool(sums)
+        summed = {i for pair in sums for i in pair}
+        self._home["summed"] = torch.tensor([i in summed for i in range(len(terms) + len(sums))], dtype=torch.bool)
         if given:
             order = iter(range(self.count, len(asked)))
             own = [next(order) if d.given is not None else i for i, d in enumerate(detectors)]
@@ -197,18 +199,20 @@ class Panel:
         """Distances over the borders of terms and joint terms ``[B, N + J]``."""
         here = self.on(scores.device)
         if self.joint:
-            leaning = scores.clamp_min(0)
-            sums = leaning.index_select(1, here["left"]) + leaning.index_select(1, here["right"])
+            sums = scores.index_select(1, here["left"]) + scores.index_select(1, here["right"])
             scores = torch.cat([scores, sums], -1)
         return scores - here["borders"]
 
     def distances(self, scores: Tensor, slack: Tensor | None = None) -> Tensor:
-        """``[B, K]``: how far each detector is over its border, in benign deviations; at most 0 inside. ``slack``
-        [N + J] is added where a border must be cleared by more than nothing."""
+        """``[B, K]``: how far each detector is over its border, in benign deviations; at most 0 inside. Inside, terms
+        that a joint term sums count through the sum alone, which orders prompts better. ``slack`` [N + J] is added
+        where a border must be cleared by more than nothing."""
         here = self.on(scores.device)
         columns = self.columns(scores)
         if slack is not None:
             columns = columns + slack
+        if self.joint:
+            columns = torch.where((columns <= 0) & here["summed"], -torch.inf, columns)
         if self.joint or here["columns"].shape[1] != 1:
             nothing = columns.new_full((len(columns), 1), -torch.inf)
             found = torch.cat([columns, nothing], -1)[:, here["columns"]].amax(-1)

@@ -16,7 +16,7 @@ BEYOND = 2
 CLEAR = 0.25
 """How far inside the border the empty prompt lies at least, in benign deviations."""
 NEAR = 0.97
-"""Share of a concept's own near neighbours that must stay inside, all terms together."""
+"""Share of a concept's own near neighbours that must stay inside each border."""
 
 
 def border(scores: Tensor, outside: float) -> float:
@@ -45,7 +45,7 @@ def thresholds(benign: Tensor, near: Tensor, empty: Tensor, shares: Sequence[flo
         low = border(benign[:, i], outside * share)
         low = max(low, float(empty[i]) + CLEAR)
         if len(near):
-            low = max(low, float(torch.quantile(near[:, i].double(), 1 - (1 - NEAR) * share)))
+            low = max(low, float(torch.quantile(near[:, i].double(), NEAR)))
         at.append(low)
     return torch.tensor(at, dtype=torch.float32)
 
@@ -54,3 +54,4 @@ def area(unsafe: Tensor, safe: Tensor) -> float:
     """Area under the ROC curve: the chance that an unsafe prompt scores higher than a safe one."""
     higher = (unsafe.unsqueeze(1) > safe.unsqueeze(0)).double()
     return float((higher + 0.5 * (unsafe.unsqueeze(1) == safe.unsqueeze(0))).mean())
+

@@ -43,6 +43,18 @@ RAISE = 0.35
 than the budget asks: where a concept stands clear of all else, near neighbours get the room."""
 WEAKEST = 0.05
 """Share of the held-out unsafe prompts that count as the weakest."""
+CHOICES = (
+    ("pair", "mean", "pooled"),
+    ("token", "mean", "pooled"),
+    ("token", "pair", "mean", "pooled"),
+    ("token", "pair"),
+    ("pair",),
+    ("token",),
+    ("mean", "pooled"),
+)
+"""Sets of terms that a concept may keep; of equals the first."""
+CLEARLY = 0.1
+"""By how much a set of terms must beat those before it: held-out prompts are few."""
 COUNTS = 3.0
 """Benign deviations over or under a border beyond which a held-out prompt counts no more."""
 
@@ -241,11 +253,10 @@ class _Concept:
     def _choose(self, fitted: list[_Fitted], outside: float) -> tuple[Detector, dict[str, float]]:
         """The terms that find most of the held-out unsafe prompts under the budget, and spare near neighbours."""
         spaces = list(dict.fromkeys(f.term.readout.space for f in fitted))
-        choices = {f"{'+'.join(w)}{'+mean' if m else ''}": (w, m) for w in (("token",), ("pair",), ("token", "pair"), ()) for m in (True, False) if w or m}
+        choices = {"+".join(c): c for c in CHOICES}
         best: tuple[float, str, Detector] | None = None
         figures: dict[str, float] = {}
-        for name, (words, whole) in choices.items():
-            kinds = {*words, *(("mean", "pooled") if whole else ())}
+        for name, kinds in choices.items():
             kept = [f for f in fitted if f.term.readout.reduce in kinds]
             if not kept:
                 continue
@@ -263,7 +274,7 @@ class _Concept:
             spared = float((close <= 0).double().mean()) if len(close) else 1.0
             value = found + spared + 0.1 * float(top.clamp(-COUNTS, COUNTS).mean())
             figures[f"{name}.found"] = round(found, 4)
-            if best is None or value > best[0]:
+            if best is None or value > best[0] + CLEARLY:
                 best = value, name, detector
         if best is None:
             raise CompileError(f"'{self.plan.concept.name}': the encoder gives nothing to tell it by in {', '.join(spaces)}.")
@@ -325,8 +336,7 @@ class _Concept:
 def _columns(scores: Sequence[Tensor], joint: Sequence[tuple[int, int]]) -> Tensor:
     """Scores of terms and joint terms ``[N, n]``."""
     each = torch.stack(list(scores), 1)
-    leaning = each.clamp_min(0)
-    return torch.cat([each, *((leaning[:, i] + leaning[:, j]).unsqueeze(1) for i, j in joint)], 1)
+    return torch.cat([each, *((each[:, i] + each[:, j]).unsqueeze(1) for i, j in joint)], 1)
 
 
 def _borders(detector: Detector) -> Tensor:

@@ -24,7 +24,7 @@ class CompileSettings:
     Attributes:
         batch_size: prompts a batch; halved where the device runs out of memory.
         family: encoder family, for people.
-        pairs: most pairs of a recipe that are encoded, spread over it (80 measured as good as 210).
+        pairs: most pairs of a recipe that are encoded, spread over it .
         neutral: most shared neutral prompts. own: most neutral prompts of a concept's own.
         outside: share of benign prompts that one concept may open, all its terms together.
         keep: bytes of tokens that are kept for the fit, beside the encoder; longer prompts keep those that tell.
@@ -33,9 +33,9 @@ class CompileSettings:
 
     batch_size: int = BATCH
     family: str = ""
-    pairs: int = 80
-    neutral: int = 1000
-    own: int = 40
-    outside: float = 4e-3
+    pairs: int = 90
+    neutral: int = 880
+    own: int = 20
+    outside: float = 8e-3
     keep: int = 800 * 2**20
     seed: int = 0
