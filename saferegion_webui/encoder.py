@@ -62,6 +62,12 @@ class HostEncoder:
         conds = self._conds([prompt], literally=False)
         return self.layout.conditioning(tokens_of(conds), vector_of(conds))
 
+    def words(self, prompt: str) -> dict[str, list[str]]:
+        """What the rows of the prompt's conditioning are called, by space; empty where the host does not tell."""
+        checkpoint = self._checkpoint()
+        strings = None if checkpoint is None else token_strings(checkpoint, prompt)
+        return {} if strings is None else {self.layout.worded: strings}
+
     def _batch(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None, list[int] | None]:
         """Tokens ``[B, T, D]``, vectors ``[B, V]``, and rows of each prompt where they differ.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from saferegion.guard.selection import GuardReport
 
 from . import schedules
 from .arguments import KEY, Arguments
-from .encoder import HostEncoder, token_strings
+from .encoder import HostEncoder
 from .guards import Guards
 from .refusal import SafeRegionRefused
 
@@ -27,15 +27,13 @@ guards = Guards()
 
 @dataclass(frozen=True)
 class Seen:
-    """One text that was looked at: row ``row`` of ``report``."""
+    """One text that was looked at: row ``row`` of ``report``; ``words``: what its tokens are called, by space."""
 
     where: str
     text: str
     report: GuardReport
     row: int
-    words: Sequence[str] | None
-    """One string per row of the space ``worded``, where the host tells them."""
-    worded: str
+    words: Mapping[str, Sequence[str]]
 
 
 @dataclass
@@ -181,25 +179,26 @@ def _tell(
         if (where, text) in known or not look.report.reports:
             continue
         known.add((where, text))
-        words, worded = token_strings(shared.sd_model, text), encoder.layout.worded
-        generation.seen.append(Seen(where, text, look.report, look.row, words, worded))
+        words = encoder.words(text)
+        generation.seen.append(Seen(where, text, look.report, look.row, words))
         if look.moved and getattr(shared.opts, "safe_region_report", True):
-            p.comment(f"Safe Region, {where}: {told(look.report, look.row, words, worded)}")
+            p.comment(f"Safe Region, {where}: {told(look.report, look.row, words)}")
 
 
 def shown(region: Report, row: int) -> list[Finding]:
-    """What is shown of row ``row``: every concept, but the baseline for minors only where it was open."""
-    return [f for f in region.findings if f.prompt == row and (f.open or not f.concept.endswith(BESIDE))]
+    """What is shown of row ``row``: every concept that is on, and the baseline for minors where it was open."""
+    on = {name for name, strength in zip(region.concepts, region.strengths, strict=True) if strength > 0}
+    mine = [f for f in region.findings if f.prompt == row and f.concept in on]
+    return [f for f in mine if f.open or not f.concept.endswith(BESIDE)]
 
 
-def told(report: GuardReport, row: int, words: Sequence[str] | None, worded: str) -> str:
+def told(report: GuardReport, row: int, words: Mapping[str, Sequence[str]]) -> str:
     """One line: each concept that row ``row`` was outside of, or that is always moved."""
     lines = []
     for region in report.reports:
         for f in shown(region, row):
             if f.open or region.mode != "project":
-                own = words if next(iter(f.tokens), worded) == worded else None
-                lines.append(("" if region.mode == "project" else f"{region.mode}, ") + describe(f, own))
+                lines.append(("" if region.mode == "project" else f"{region.mode}, ") + describe(f, words))
     return "; ".join(lines) or "inside the safe region, nothing was changed"
 
 
@@ -210,9 +209,8 @@ def _note(p: Any, generation: Generation, conds: Any, looks: schedules.Looks, hi
     for far, parts in zip(generation.far, conds.batch, strict=True):
         own = {id(entry.cond) for part in parts for entry in part.schedules}
         for look in (look for key in own for look in looks.get(key, ()) if look.moved):
-            for f in look.report.findings:
-                if f.prompt == look.row and f.open:
-                    far[f.concept] = max(far.get(f.concept, 0.0), f.before or 0.0)
+            for f in (f for region in look.report.reports for f in shown(region, look.row) if f.open):
+                far[f.concept] = max(far.get(f.concept, 0.0), f.before or 0.0)
     p.extra_generation_params[MOVED] = [
         ", ".join(f"{name} {value:+.1f}" for name, value in far.items()) or None for far in generation.far
     ]
@@ -233,12 +231,12 @@ def heat_maps(generation: Generation) -> list[Any]:
     """Pillow images of the texts that were seen, the first ones."""
     found = []
     for s in generation.seen[:MOST_HEAT_MAPS]:
-        found += pictures(s.report, s.row, s.words, s.worded, f"{s.where}: {s.text}" if s.text else s.where)
+        found += pictures(s.report, s.row, s.words, f"{s.where}: {s.text}" if s.text else s.where)
     return found
 
 
-def pictures(report: GuardReport, row: int, words: Sequence[str] | None, worded: str, title: str) -> list[Any]:
-    """Heat maps of one prompt as Pillow images, one a region; ``words`` are those of the space ``worded``."""
+def pictures(report: GuardReport, row: int, words: Mapping[str, Sequence[str]], title: str) -> list[Any]:
+    """Heat maps of one prompt as Pillow images, one a region."""
     from PIL import Image
 
     from saferegion.view.heat_map import heat_map
@@ -246,7 +244,7 @@ def pictures(report: GuardReport, row: int, words: Sequence[str] | None, worded:
     found = []
     for region in report.reports:
         if concepts := [f.concept for f in shown(region, row)]:
-            space = next(iter(region.before.held()), worded)
-            own = words if space == worded else None
-            found.append(Image.fromarray(heat_map(region, own, row, title=title, concepts=concepts)))
+            space = next(iter(region.before.held()), None)
+            own = None if space is None else words.get(space)
+            found.append(Image.fromarray(heat_map(region, own, row, space, title, concepts)))
     return found

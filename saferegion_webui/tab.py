@@ -18,7 +18,7 @@ from saferegion.guard.library import OWN, RECIPE_SUFFIXES
 from saferegion.learn.recipes import NAME, Concept, recipe_text
 
 from .arguments import Arguments
-from .encoder import token_strings, without_extra_networks
+from .encoder import without_extra_networks
 from .generation import guards, pictures, shown, told
 from .guards import concept_names, library, user_folder
 from .refusal import SafeRegionRefused
@@ -37,15 +37,15 @@ def inspect(prompt: str, concepts: list[str], strength: float, mode: str) -> tup
     guard, encoder = guards.get(shared.sd_model, arguments, None)
     with torch.no_grad(), without_extra_networks(None):
         _, report = guard.apply(encoder.encode_as_typed(prompt))
-    words, worded = token_strings(shared.sd_model, prompt), encoder.layout.worded
+    words = encoder.words(prompt)
     table = [
         [f.title, f.before, f.after, ", ".join(TOLD_BY[h] for h in f.how)]
         for region in report.reports
         for f in shown(region, 0)
         if f.before is not None
     ]
-    picture, *_ = pictures(report, 0, words, worded, prompt)
-    return picture, table, told(report, 0, words, worded)
+    picture = next(iter(pictures(report, 0, words, prompt)), None)
+    return picture, table, told(report, 0, words)
 
 
 def concepts_table() -> list[list[str]]:

@@ -53,11 +53,11 @@ def main() -> None:
     torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
     webui.install(patch, Path("."), webui.Checkpoint("sd1"))
-    directions, _ = concepts(CONCEPTS, WIDTH, threshold=4.0)
-    guard = Guard.of(Selection(tuple(Choice(d) for d in directions)), directions, None)
+    directions = concepts(CONCEPTS, WIDTH, threshold=4.0)
+    guard = Guard.of(Selection(tuple(Choice(d) for d in directions)), directions)
     patch.setattr(generation.guards, "get", lambda *_: (guard, SimpleNamespace(layout=Layout())))
     arguments = Arguments(True, ("fire",), guard_negative=True)
-    shift = directions[0].spaces["tokens"].shift[0]
+    shift = directions[0].movers["tokens"].unit[0]
     for name, scale, push in (("benign", 0.05, 0.0), ("one concept", 0.05, 9.0), ("all concepts", 2.0, 0.0)):
         c, uc = conditionings(scale, push * shift)
         p = webui.Processing("a house")

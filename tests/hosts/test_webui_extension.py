@@ -219,7 +219,7 @@ def test_directions_are_of_the_bare_encoder(exported: Path, paint: Studio, webui
     made = sr.load_directions(file)
     neutral = sr.Library((webui.folder / "models" / "safe_region",)).neutral()
     ours = sr.compile(sr.Concept.from_words("own-words", ["snow", "in the snow"]), encoders.load(exported), neutral)
-    a, b = made.spaces["tokens"].normal.flatten(), ours.spaces["tokens"].normal.flatten()
+    a, b = (d.movers["tokens"].displacement.flatten() for d in (made, ours))
     assert float((a @ b) / (a.norm() * b.norm())) > 0.999
     assert same(paint(**lora), off)
     assert same(paint([words], prompt=BENIGN, steps=4), paint(prompt=BENIGN, steps=4))
@@ -238,8 +238,9 @@ def test_settings_of_one_request_stay_in_it(world: MicroWorld, paint: Studio, we
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        ([True, ["no such thing"]], "there is no concept 'no such thing'"),
-        ([True, ["../../fire"]], "by its name"),
+        ([True, ["no such thing"]], "There is no concept 'no such thing'"),
+        ([True, ["../../fire"]], "There is no concept '../../fire'"),
+        ([True, ["fire.yaml"]], "There is no concept 'fire.yaml'"),
         ([True, ["fire"], float("nan")], "'strength' must be a number from 0 to 10"),
         ([True, ["fire"], 1e9], "'strength' must be a number from 0 to 10"),
         ([True, ["fire"], "1"], "'strength' must be a number from 0 to 10"),
@@ -266,7 +267,7 @@ def test_what_cannot_be_guarded_is_refused(paint: Studio, webui: WebUI, world: M
 
     def foreign(prompts: list[str]) -> sr.Conditioning:
         c = tokens(prompts)
-        return sr.Conditioning(c.tokens.flip(2), c.movable)
+        return sr.Conditioning(c.tokens.flip(2), c.mask)
 
     fire = sr.load_concept(folder / "fire.yaml")
     neutral = sr.Library((folder,)).neutral()

@@ -45,7 +45,7 @@ def test_a_guarded_picture_and_its_parameters(page: webui_page.Page, webui: WebU
     page.tick()
     page.choose("fire", "lightning")
     page.number("strength", 1.5)
-    page.write("strengths", "fire: 1")
+    page.write("strengths", "my/fire: 1")
     page.mode("project")
     page.write("avoid", "boat, in a boat")
     page.write("instead", "tree")
@@ -53,10 +53,10 @@ def test_a_guarded_picture_and_its_parameters(page: webui_page.Page, webui: WebU
     page.check("guard_negative")
     page.check("heat_map")
     log = page.generate()
-    assert "Safe Region, prompt: " in log and "sd from the border" in log and "burning" in log, log
+    assert "Safe Region, prompt: " in log and "told by" in log and "burning" in log, log
     assert page.pictures() >= 2  # the picture and its heat map
     wanted = page.values()
-    assert wanted["concepts"] == ["fire", "lightning"] and wanted["strength"] == 1.5
+    assert wanted["concepts"] == ["my/fire", "my/lightning"] and wanted["strength"] == 1.5
 
     picture = newest(webui)
     page.choose("nudity")

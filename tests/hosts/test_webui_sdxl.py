@@ -46,7 +46,7 @@ def test_sdxl_is_guarded_in_tokens_and_pooled(sdxl: WebUI) -> None:
     assert same(paint(ON, prompt=UNSAFE, **few), paint(both, prompt=UNSAFE, **few))  # an empty one is zeros
     (file,) = sdxl.directions.glob("fire-*.safetensors")
     made = sr.load_directions(file)
-    widths = {name: d.width for name, d in made.spaces.items()}
+    widths = {name: d.width for name, d in made.movers.items()}
     assert widths["tokens"] == 128 and widths["pooled"] == 64
     pooled = [{"enabled": True, "concepts": ["fire"], "mode": "erase"}]
     assert not same(paint(pooled, prompt=BENIGN, **few), paint(prompt=BENIGN, **few))

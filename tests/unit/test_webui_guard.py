@@ -68,6 +68,7 @@ def fresh(hosts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path) -> Any:
     monkeypatch.setenv("SAFE_REGION_CACHE", str(kept))
+    monkeypatch.setattr(sr.Library, "minors", lambda *_: [])  # its own tests ask for it
     monkeypatch.setattr(generation, "guards", Guards())
     folder = tmp_path / "models" / "safe_region"
     write_recipes(folder)
@@ -316,8 +317,31 @@ def test_a_prompt_that_stays_outside_is_refused(hosts: Any, monkeypatch: pytest.
     assert host.run(ON, prompt=BENIGN).c is host.run(prompt=BENIGN).c
 
 
+def test_the_baseline_for_minors_acts_whatever_is_switched_on(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = hosts()
+    assert f"Safe Region: {NO_MINORS}." in host.run(ON).comments
+    (made,) = generation.guards.directions(host.shared.sd_model, [FIRE])
+    theme = dataclasses.replace(made, concept="theme-beside-a-child", meta=sr.Meta(title="The theme"))
+    monkeypatch.setattr(sr.Library, "minors", lambda *_: [theme])
+    generation.guards.forget()
+    for args in ([True, ["my/frost"]], [True, ["my/frost"], 0.0], [True, ["my/frost"], 0.01, "", "steer"]):
+        p = host.run(args)
+        assert "theme-beside-a-child +" in p.extra_generation_params["Safe region moved"][0]
+        assert any("The theme: +" in text for text in p.comments) and not any(NO_MINORS in t for t in p.comments)
+    assert host.run([True, ["my/frost"]], prompt=BENIGN).c is host.run(prompt=BENIGN).c
+
+
+def test_heat_maps_show_what_is_switched_on_and_what_was_open(hosts: Any) -> None:
+    args = [{"enabled": True, "concepts": [FIRE, "my/frost"], "heat_map": True}]
+    host = hosts()
+    moved, calm = (generation.heat_maps(host.run(args, prompt=p).safe_region) for p in (UNSAFE, BENIGN))
+    assert len(moved) == len(calm) == 1 and moved[0].size[1] == calm[0].size[1]
+    steer = host.run([{**args[0], "mode": "steer"}]).safe_region
+    assert len(generation.heat_maps(steer)) == 1
+
+
 def test_what_was_found_is_said_in_one_line(hosts: Any) -> None:
-    (line,) = hosts().run(ON).comments.keys() - {f"Safe Region: {NO_MINORS}."}
+    line = next(text for text in hosts().run(ON).comments if NO_MINORS not in text)
     assert line.startswith("Safe Region, prompt: on fire: +") and "(told by " in line
 
 
