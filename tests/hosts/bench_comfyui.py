@@ -128,6 +128,7 @@ def compiling(clip) -> dict[str, float]:
     neutral = neutral[: most or None]
     prompts = [p for pair in concept.pairs for p in pair] + list(concept.neutral) + neutral
     times: dict[str, list[float]] = {"bare": [], "compile": []}
+    settings = core.CompileSettings(batch_size=encoding.BATCH, neutral=len(neutral))
     inner = next(m for m in clip.cond_stage_model.children() if hasattr(m, "encode_token_weights"))
     for _ in range(max(3, rounds // 2)):
         encoder = encoding.TextEncoder.of(clip)
@@ -139,7 +140,7 @@ def compiling(clip) -> dict[str, float]:
             inner.encode(ids[i : i + encoding.BATCH])
         times["bare"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        core.compile(concept, encoder, neutral, batch_size=encoding.BATCH)
+        core.compile(concept, encoder, neutral, settings=settings)
         times["compile"].append(time.perf_counter() - start)
     ratios = [c / b for c, b in zip(times["compile"], times["bare"], strict=True)]
     return {

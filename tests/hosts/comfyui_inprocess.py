@@ -122,6 +122,9 @@ def start() -> tuple[Any, Any]:
             raise SystemExit(f"ComfyUI did not load {name}.")
     controlnet(Path(base) / "models")
     package = nodes.NODE_CLASS_MAPPINGS["SafeRegion"].__module__.rpartition(".")[0]
+    # the minors baseline, whose words this encoder does not know, would be tried for every LoRA and layer
+    library = importlib.import_module(f"{package.rpartition('.')[0]}.saferegion.guard.library")
+    library.Library.minors = lambda *_, **__: []
     return importlib.import_module(f"{package}.wrap"), importlib.import_module(f"{package}.encoder")
 
 
@@ -337,6 +340,36 @@ def write_offsets(compiled: Any) -> None:
         changed.save(Path(base) / "models" / "safe_region" / f"{name}.safetensors")
 
 
+def unresolved(table: Table) -> dict[str, str]:
+    """What is said, by guard, of a prompt that stays open whatever is done; and what Inspect says."""
+    selection = importlib.import_module(f"{table.guards.Guard.__module__}")
+    apply = selection.Guard.apply
+
+    def held_open(guard: Any, c: Any) -> Any:
+        c, report = apply(guard, c)
+        opened = [dataclasses.replace(r, unresolved_by=r.before.far > 0) for r in report.reports]
+        return c, dataclasses.replace(report, reports=tuple(opened))
+
+    selection.Guard.apply = held_open
+    try:
+        case, found = cases.CASES["KSampler"], {}
+        for guard in cases.GUARDS:
+            graph = cases.Graph(guard, case.unsafe)
+            case.build(graph)
+            found[guard] = table.run(graph, case).get("error", "")
+            graph = cases.Graph(guard, case.benign)
+            case.build(graph)
+            found[f"benign {guard}"] = table.run(graph, case).get("error", "")
+        kinds = nodes.NODE_CLASS_MAPPINGS
+        with torch.inference_mode():
+            clip = kinds["CheckpointLoaderSimple"]().load_checkpoint("microworld.safetensors")[1]
+            region = kinds["SafeRegion"]().choose("fire.yaml", 1.0, "project")[0]
+            found["inspect"] = kinds["SafeRegionInspect"]().inspect(clip, case.unsafe, region)["result"][1]
+        return found
+    finally:
+        selection.Guard.apply = apply
+
+
 def main() -> None:
     table = Table()
     extras = {
@@ -344,6 +377,7 @@ def main() -> None:
         "side by side": lambda: side_by_side(table),
         "window": lambda: window(table),
         "freed": lambda: freed(table),
+        "unresolved": lambda: unresolved(table),
     }
     found = {}
     for name in wanted or (*cases.CASES, *extras):

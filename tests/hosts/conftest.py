@@ -30,6 +30,17 @@ from host_servers import ComfyUI, Host, WebUI  # noqa: E402
 from saferegion_lab.microworld import MicroWorld, load  # noqa: E402
 
 NAME = "microworld"
+HOSTS = {"comfyui_host", "webui_host"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "hosts: runs in a real host, which takes minutes (leave out with -m 'not hosts')")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and HOSTS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.hosts)
 
 
 def _host(name: str, variable: str, entry: str) -> Host:

@@ -52,7 +52,7 @@ class Host:
         }  # fmt: skip
 
     def run(
-        self, script: Path, *arguments: object, timeout: float = 600, stdin: str | None = None, **environment: object
+        self, script: Path, *arguments: object, timeout: float = 1800, stdin: str | None = None, **environment: object
     ) -> str:
         """What a script prints when the host's own interpreter runs it in the checkout."""
         done = subprocess.run(

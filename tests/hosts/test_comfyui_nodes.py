@@ -127,6 +127,15 @@ def test_a_direction_with_a_window_acts_in_its_part_of_the_sampling(seen: Seen, 
     assert benign["seen"] == plain["seen"] and benign["latent"] == plain["latent"]
 
 
+def test_a_prompt_that_stays_open_is_refused_by_every_guard_and_shown_by_inspect(seen: Seen) -> None:
+    found = seen["unresolved"]
+    assert "failed" not in found, found["failed"]
+    for guard in GUARDS:
+        assert "could not be brought inside the safe region (Fire stayed open)" in found[guard]
+        assert found[guard].strip().endswith("word it differently.") and not found[f"benign {guard}"]
+    assert "STILL OPEN" in found["inspect"]
+
+
 def test_comfyui_compiles_the_directions_that_the_core_compiles(
     seen: Seen, cache: Path, world: MicroWorld, tmp_path: Path
 ) -> None:

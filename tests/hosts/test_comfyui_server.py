@@ -17,11 +17,10 @@ import torch
 import yaml
 from comfyui_cases import BENIGN, GUARDS, UNSAFE, Graph, Link
 from host_servers import ComfyUI, HostError
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saferegion import CompileSettings, Conditioning, Detector, Direction, HalfSpaces, Readout, SafeRegion, Term
+from saferegion.core.file_format import to_bytes
 from saferegion.core.fingerprint import Fingerprint
 from saferegion.guard.library import Library
 from saferegion_lab.microworld import DATA, MicroWorld, neutral_prompts
@@ -255,12 +254,17 @@ def direction_files(world: MicroWorld, fire: Direction, comfyui_folder: Path, ex
     wide = {"detector": told, "movers": movers, "rest": {"tokens": torch.zeros(1, 128)}, "witness": None}
     replace(fire, encoder=Fingerprint.of(wider), **wide).save(folder / "wider.safetensors")
 
-    tensors, metadata = load_file(folder / "good.safetensors"), _metadata(folder / "good.safetensors")
-    lie = {**tensors, "tokens.shift": tensors["tokens.shift"] * 3}
-    save_file(lie, folder / "lie.safetensors", metadata)
-    nan = {**tensors, "tokens.normal": tensors["tokens.normal"] * float("nan")}
-    save_file(nan, folder / "nan.safetensors", metadata)
-    save_file({k: v[..., :32].contiguous() for k, v in tensors.items()}, folder / "narrow.safetensors", metadata)
+    metadata, tensors = fire.metadata(), fire.tensors()
+    moves = "mover.tokens.displacement"
+    spoilt = {
+        "nowhere": {**tensors, moves: tensors[moves] * 0},
+        "nan": {**tensors, moves: tensors[moves] * float("nan")},
+        "narrow": {k: v[..., :32].contiguous() for k, v in tensors.items()},
+    }
+    for name, changed in spoilt.items():
+        (folder / f"{name}.safetensors").write_bytes(to_bytes(metadata, changed))
+    middle = len(good) // 2
+    (folder / "changed.safetensors").write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
     (folder / "truncated.safetensors").write_bytes(good[: len(good) // 2])
     (folder / "nothing.safetensors").write_bytes(b"")
     torch.save({"normal": torch.ones(1, 64)}, folder / "pickle.safetensors")
@@ -268,11 +272,6 @@ def direction_files(world: MicroWorld, fire: Direction, comfyui_folder: Path, ex
     (folder / "no-recipe.yaml").write_text("name: [fire", encoding="utf-8")
     run = f"!!python/object/apply:os.system ['touch {comfyui_folder}/was-run']"
     (folder / "run-me.yaml").write_text(run, encoding="utf-8")
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata())
 
 
 def load(name: str) -> Callable[[Graph], Link]:
@@ -366,7 +365,8 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str, str]] = {
     **{
         name: (lambda name=name: workflow(UNSAFE, "clip", region=load(name)), LOAD, said)
         for name, said in (
-            ("lie.safetensors", "normal·shift must be 1"),
+            ("changed.safetensors", "checksum does not fit"),
+            ("nowhere.safetensors", "longer than zero"),
             ("nan.safetensors", "NaN or infinity"),
             ("narrow.safetensors", "narrow.safetensors: "),
             ("truncated.safetensors", "truncated.safetensors"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -386,6 +387,36 @@ def test_a_text_encoder_that_gives_no_embeddings_is_refused(
 ) -> None:
     with pytest.raises(pack("saferegion.core.errors").ConditioningError, match="does not give token embeddings"):
         family.Family.of([(torch.ones(1, 4), None, {})])
+
+
+def test_what_stays_open_is_refused(made: Callable[..., Setup], pack: Callable[[str], ModuleType]) -> None:
+    setup = made(clip(), reads_pooled=False)
+
+    class Open:
+        """A guard that closes nothing."""
+
+        def apply(self, c: Any) -> Any:
+            _, report = setup.guard.apply(c)
+            opened = [replace(r, unresolved_by=r.before.far > 0) for r in report.reports]
+            return c, replace(report, reports=tuple(opened))
+
+    error = pack("saferegion.core.errors").UnresolvedError
+    tokens, pooled, _ = setup.text(UNSAFE)
+    with pytest.raises(error, match="could not be brought inside"):
+        setup.family.guard(Open(), tokens, pooled, {})
+    with pytest.raises(error, match="could not be brought inside"):
+        setup.family.vector(Open(), 3 * tokens[:, 2])
+    benign = setup.text(BENIGN)
+    assert setup.family.guard(Open(), *benign)[0] is benign[0]
+
+
+def test_a_guarded_conditioning_comes_back_as_the_same_object(made: Callable[..., Setup]) -> None:
+    for text in (clip(), sd3(), llama()):
+        setup = made(text)
+        tokens, pooled, extras = text(UNSAFE)
+        after, pooled_after, changed, _ = setup.apply(tokens, pooled, extras)
+        again, pooled_again, nothing, report = setup.apply(after, pooled_after, {**extras, **changed})
+        assert again is after and pooled_again is pooled_after and nothing == {} and not report.moved
 
 
 def test_a_single_text_vector_is_guarded_as_a_token(made: Callable[..., Setup]) -> None:
