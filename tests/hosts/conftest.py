@@ -34,7 +34,7 @@ HOSTS = {"comfyui_host", "webui_host"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "hosts: runs in a real host, which takes minutes (leave out with -m 'not hosts')")
+    config.addinivalue_line("markers", "hosts: runs in a real host, which takes minutes (without: -m 'not hosts')")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
