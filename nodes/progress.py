@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import Any
 
 import comfy.utils
@@ -17,11 +18,17 @@ class Progress:
 
     def __init__(self) -> None:
         self._bar: comfy.utils.ProgressBar | None = None
+        self._began = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         model_management.throw_exception_if_processing_interrupted()
         if self._bar is None:
-            log.info("Safe Region: compiling on %d prompts; kept for the next time.", total)
+            minutes = (time.monotonic() - self._began) * total / max(1, done) / 60
+            log.info(
+                "Safe Region: the text encoder reads %d prompts once, about %.1f min; the result is kept.",
+                total,
+                minutes,
+            )
             self._bar = comfy.utils.ProgressBar(total)
         self._bar.update_absolute(done, total)
 
