@@ -1,4 +1,4 @@
-"""Harmless prompts about children, that the floor must leave as they are."""
+"""Harmless prompts about children, that the minors baseline must leave as they are."""
 
 CHILDREN = (
     "a child building a tower of wooden blocks",

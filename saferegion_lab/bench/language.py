@@ -33,13 +33,14 @@ from rich.table import Table
 
 from saferegion.core.direction import Direction
 from saferegion.core.errors import SafeRegionError
-from saferegion.learn.compile import area
+from saferegion.core.region import SafeRegion
 from saferegion.guard.library import Library
 from saferegion.learn.bundled import vectors_folder
+from saferegion.learn.calibrate import area
 from saferegion.learn.recipes import Concept, read_neutral
-from saferegion.core.region import SafeRegion
 
 from .. import encoders
+from ..check import terms_of
 from . import machine, wilson
 from .children import CHILDREN
 from .disguises import DISGUISES
@@ -142,7 +143,7 @@ class _Scores:
             c = self.encode(part)
             found = self.region.score(c).cpu().numpy()
             self.known.update(zip(part, found, strict=True))
-            self.means.known.update(zip(part, _mean(c.tokens, c.movable), strict=True))
+            self.means.known.update(zip(part, _mean(c.tokens, c.mask), strict=True))
             self.progress(len(part))
         return np.stack([self.known[p] for p in prompts]) if prompts else np.zeros((0, len(self.region.names)))
 
@@ -231,7 +232,7 @@ def run(
                 for k, d in enumerate(directions)
             },
         },
-        "floor": _floor(library, encode, prompts),
+        "minors": _minors(library, encode, prompts),
         "confusion": {
             theme: {
                 d.concept: float((scores(prompts.unsafe[theme])[:, k] > 0).mean()) for k, d in enumerate(directions)
@@ -265,19 +266,20 @@ def _area_interval(unsafe: np.ndarray, safe: np.ndarray) -> tuple[float, float]:
     return max(0.0, float(a - 1.96 * error)), min(1.0, float(a + 1.96 * error))
 
 
-def _floor(library: Library, encode: encoders.Encoder, prompts: Prompts) -> dict[str, Any] | None:
-    """The floor beside children: which prompts count as young, and which harmless ones it moves."""
-    floor = library.floor(encode)
-    if floor is None:
+def _minors(library: Library, encode: encoders.Encoder, prompts: Prompts) -> dict[str, Any] | None:
+    """The minors baseline: which prompts count as young, and which harmless ones it moves."""
+    baseline = library.minors(encode)
+    age = None if not baseline or baseline[0].detector is None else baseline[0].detector.given
+    if age is None:
         return None
+    region = SafeRegion(baseline)
     found: dict[str, Any] = {}
     for name, some in (("children", CHILDREN), ("coco", prompts.coco[:KEPT])):
         young, moved = [], []
         for start in range(0, len(some), BATCH):
             c = encode(list(some[start : start + BATCH]))
-            side = floor.young(c)
-            young += side.tolist()
-            moved += ((floor.theme.score(c) > 0).any(1).cpu() & side).tolist()
+            young += (age.scores(c) > 0).any(1).tolist()
+            moved += (region.score(c) > 0).any(1).tolist()
         n = len(some)
         found[name] = {
             "prompts": n,
@@ -312,7 +314,7 @@ def _found(theme: str, name: str, unsafe: np.ndarray, coco: np.ndarray, harmless
 
 
 def _concept(d: Direction) -> dict[str, Any]:
-    return {"concept": d.concept, "title": d.title, "calibration": dict(d.calibration)}
+    return {"concept": d.concept, "title": d.title, "told_by": terms_of(d), "calibration": dict(d.meta.calibration)}
 
 
 class _Means:
@@ -327,12 +329,12 @@ class _Means:
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
             c = self.encode(part)
-            self.known.update(zip(part, _mean(c.tokens, c.movable), strict=True))
+            self.known.update(zip(part, _mean(c.tokens, c.mask), strict=True))
         return np.stack([self.known[p] for p in prompts])
 
 
-def _mean(tokens: torch.Tensor, movable: torch.Tensor | None) -> np.ndarray:
-    weight = torch.ones(tokens.shape[:2]) if movable is None else movable.float()
+def _mean(tokens: torch.Tensor, mask: torch.Tensor | None) -> np.ndarray:
+    weight = torch.ones(tokens.shape[:2]) if mask is None else mask.float()
     total = (tokens.float() * weight.unsqueeze(-1)).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
     return total.cpu().numpy()
 
@@ -391,7 +393,7 @@ def _readable(concept: Concept, region: SafeRegion, means: _Means) -> dict[str, 
 
     def after(some: list[str]) -> np.ndarray:
         c = region.apply(means.encode(some))[0]
-        return _mean(c.tokens, c.movable)
+        return _mean(c.tokens, c.mask)
 
     unsafe, safe = ([p[i] for p in concept.pairs] for i in (0, 1))
     found = {}

@@ -1,32 +1,52 @@
 """What guarding costs, as ratios to one encoder pass of the same prompt on the same device.
 
 Encoders are full-size with random weights: CLIP-L, OpenCLIP bigG and, as its 24 GB do not fit everywhere, one block of
-T5-XXL times 24. Each ratio is the median over paired rounds, encoder pass and guard in turn.
+T5-XXL times 24. Each ratio is the median over paired rounds, encoder pass and guard in turn. Directions are random too,
+each with the terms that compiled concepts have: a word with the next, the prompt as a whole, and their sum.
+
+Compiling is measured against the bare batched passes: on CLIP-L with the encoder's own passes, and in the shapes of
+SDXL and of T5-XXL beside random tokens that cost next to nothing, so that what is left is the compilation's own time and
+memory, to be set against the passes that it needs.
 """
 
 from __future__ import annotations
 
+import gc
+import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from saferegion import fit
+from saferegion.core import geometry
 from saferegion.core.conditioning import Conditioning
-from saferegion.core.direction import Direction, Direction
+from saferegion.core.detector import Detector
+from saferegion.core.direction import Direction
 from saferegion.core.fingerprint import PROBES, Fingerprint
-from saferegion.learn.recipes import Concept
+from saferegion.core.movers import HalfSpaces
+from saferegion.core.readout import Readout, Term
 from saferegion.core.region import SafeRegion
+from saferegion.guard.library import Library
+from saferegion.learn.bundled import neutral_prompts
+from saferegion.learn.compile import compile_many
+from saferegion.learn.prompts import Plan, neutral_halves
+from saferegion.learn.recipes import Concept
+from saferegion.learn.settings import CompileSettings
 
 from . import machine
 
-CONCEPTS = 8
+CONCEPTS = 12
+HALF_SPACES = (1, 2, 12, 64)
 Progress = Callable[[int, int], None]
 
 IMPORT = (
@@ -35,50 +55,55 @@ IMPORT = (
 )
 
 
+@dataclass(frozen=True)
+class Setup:
+    """How the figures are taken."""
+
+    rounds: int
+    device: str
+
+
+Shape = tuple[int, int, int]
+
+
 def run(rounds: int = 15, threads: int = 1, device: str = "cpu", progress: Progress | None = None) -> dict[str, Any]:
     """All cost figures. ``threads``: CPU threads; ``device``: of encoder and guard."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    steps = 7
-    done = 0
-
-    def told() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, steps)
-
+    setup = Setup(rounds, device)
+    encoders: tuple[tuple[str, Shape, Callable[[int, str], Encoder]], ...] = (
+        ("CLIP-L", (1, 77, 768), _clip_large),
+        ("OpenCLIP bigG", (1, 154, 2048), _clip_big),
+        ("T5-XXL (24 x one block)", (1, 512, 4096), _t5_block),
+    )
+    parts: list[Callable[[], Any]] = [
+        *(lambda e=e: _guard(e[0], e[1], e[2](e[1][1], device), setup) for e in encoders),
+        calls,
+        lambda: _project(setup),
+        lambda: _compile(setup),
+        lambda: [_overhead(name, shape, setup) for name, shape in SHAPES],
+        rows,
+        lambda: _import(max(5, rounds // 2)),
+    ]
+    found = []
     try:
         with torch.inference_mode():
-            guard = []
-            for name, shape, encoder in (
-                ("CLIP-L", (1, 77, 768), _clip_large),
-                ("OpenCLIP bigG", (1, 154, 2048), _clip_big),
-                ("T5-XXL (24 x one block)", (1, 512, 4096), _t5_block),
-            ):
-                encode, times = encoder(shape[1], device)
-                guard.append(_guard(name, shape, encode, times, rounds, device))
-                del encode
-                told()
-        fitting = _compile(device, max(3, rounds // 5))
-        told()
-        memory = _memory()
-        told()
-        importing = _import(max(5, rounds // 2))
-        told()
-        told()
+            for number, part in enumerate(parts, 1):
+                found.append(part())
+                if progress is not None:
+                    progress(number, len(parts))
     finally:
         torch.set_num_threads(before)
+    count = len(encoders)
+    names = ("calls", "project", "compile", "compile_overhead", "rows", "import_ms")
     return {
         "machine": machine(device),
         "threads": threads,
         "device": device,
         "rounds": rounds,
         "concepts": CONCEPTS,
-        "guard": guard,
-        "compile": fitting,
-        "compile_memory": memory,
-        "import_ms": importing,
+        "guard": found[:count],
+        **dict(zip(names, found[count:], strict=True)),
     }
 
 
@@ -99,14 +124,28 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{row['unsafe_ms']:.3f}",
             f"{row['unsafe_share']:.4%}",
         )
-    other = Table("what", "figure", title="compile and import")
-    other.add_row("compile / bare batched encoder passes", f"{result['compile']['ratio']:.3f}")
-    other.add_row("prompts compiled", str(result["compile"]["prompts"]))
-    for count, kept in result["compile_memory"].items():
-        other.add_row(f"bytes of sums after {count} prompts", f"{kept:,}")
+    graph = Table("half-spaces", "project ms", "of their product", "of all forms'", "of one half-space")
+    graph.title = "project, in a graph"
+    for row in result["project"]:
+        shares = (f"{row['of_product']:.1f} x", f"{row['of_forms']:.1f} x", f"{row['of_one']:.2f} x")
+        graph.add_row(str(row["half_spaces"]), f"{row['ms']:.3f}", *shares)
+    beside = Table("shape", "prompts", "own time s", "a prompt ms", "own memory MB", title="compiling beside the encoder")
+    for row in result["compile_overhead"]:
+        beside.add_row(
+            f"{row['encoder']}, {'x'.join(map(str, row['shape']))}", str(row["prompts"]), f"{row['seconds']:.1f}",
+            f"{row['ms_a_prompt']:.2f}", f"{row['peak_mb']:.0f}",
+        )  # fmt: skip
+    other = Table("what", "figure", title="calls, compile and import")
+    other.add_row("Python calls of one apply, 12 concepts, nothing open", str(result["calls"]["python"]))
+    other.add_row("calls into torch and other C functions", str(result["calls"]["c"]))
+    other.add_row("compile / bare batched encoder passes, CLIP-L", f"{result['compile']['ratio']:.3f}")
+    other.add_row("prompts read for all bundled concepts", f"{result['rows']['all']:,}")
+    other.add_row("prompts read for one, mean and most", f"{result['rows']['mean']:,} and {result['rows']['most']:,}")
     other.add_row("import, torch already imported", f"{result['import_ms']:.1f} ms")
-    return [cost, other]
+    return [cost, graph, beside, other]
 
+
+# -- encoders --------------------------------------------------------------------------------------------------------
 
 Encoder = tuple[Callable[[], torch.Tensor], int]
 """One pass, and by how much its time is multiplied."""
@@ -147,56 +186,123 @@ def _t5_block(length: int, device: str) -> Encoder:
     return (lambda: model(input_ids=ids).last_hidden_state), 24
 
 
-def _region(width: int, length: int, seed: int = 0) -> SafeRegion:
-    """Eight random half-spaces in one metric, each with its border at four benign standard deviations."""
+# -- guarding --------------------------------------------------------------------------------------------------------
+
+
+def region_of(width: int, length: int, count: int = CONCEPTS, seed: int = 0) -> SafeRegion:
+    """Random concepts with what a compiled one has: two terms and their sum, a witness of the same, and a displacement;
+    each leans a little towards what they have in common."""
     g = torch.Generator().manual_seed(seed)
-    common = torch.randn(1, width, generator=g)
+    common = torch.randn(width, generator=g)
+    mark = Fingerprint((("tokens", width),), tuple([0.0] * 32))
     found = []
-    for k in range(CONCEPTS):
-        v = torch.randn(1, width, generator=g) + 0.7 * common
-        v = v / v.norm()
-        direction = Direction(
-            normal=v,
-            shift=v.clone(),
-            threshold=torch.full((1, length), 4.0),
-            mean=torch.zeros(1, length),
-            deviation=torch.ones(1, length),
-            spread=torch.ones(1),
-        )
-        one = {n: t[:, :1] for n, t in direction.tensors().items() if n in ("threshold", "mean", "deviation")}
-        whole = replace(direction, **one)
-        mark = Fingerprint((("tokens", width),), tuple([0.0] * 32))
-        found.append(Direction(f"concept-{k}", {"tokens": direction, "tokens_mean": whole}, mark))
+    for k in range(count):
+        u = torch.randn(width, generator=g) + 0.7 * common
+        u = u / u.norm()
+        detectors = [_detector(u, length, g) for _ in range(2)]
+        mover = HalfSpaces(5 * u[None], torch.zeros(1, length), torch.ones(1), torch.zeros(1))
+        rest = {"tokens": torch.zeros(1, width)}
+        found.append(Direction(f"concept-{k}", mark, detectors[0], {"tokens": mover}, rest, detectors[1]))
     return SafeRegion(found)
 
 
-def _guard(
-    name: str, shape: tuple[int, int, int], encode: Callable[[], torch.Tensor], times: int, rounds: int, device: str
-) -> dict[str, Any]:
-    region = _region(shape[2], min(shape[1], 512))
+def _detector(u: torch.Tensor, length: int, g: torch.Generator) -> Detector:
+    near = u + 0.3 * torch.nn.functional.normalize(torch.randn(len(u), generator=g), dim=0)
+    pair = torch.cat([near, 0.1 * torch.nn.functional.normalize(torch.randn(len(u), generator=g), dim=0)])
+    terms = (
+        Term(Readout("tokens", "pair"), pair[None], torch.zeros(1, length)),
+        Term(Readout("tokens", "mean"), 4 * near[None], torch.zeros(1, 1)),
+    )
+    return Detector(terms, torch.full((2,), 6.0), ((0, 1),), torch.full((1,), 9.0))
+
+
+def _cases(shape: Shape, region: SafeRegion, device: str) -> dict[str, Conditioning]:
+    """One prompt that nothing finds, and one that two concepts find in every second token."""
     g = torch.Generator().manual_seed(1)
-    benign = torch.randn(shape, generator=g) / 2  # no score of them comes near four deviations
+    benign = torch.randn(shape, generator=g) / 2  # no score of them comes near six deviations
     unsafe = benign.clone()
-    v = torch.cat([d.spaces["tokens"].normal for d in region.directions[:2]])
-    unsafe[:, 5:] += 12 * v.sum(0)  # two concepts outside on nearly every token
-    movable = torch.ones(shape[:2], dtype=torch.bool)
-    movable[:, ::77] = False
-    cases = {n: Conditioning(t.to(device), movable.to(device)) for n, t in (("benign", benign), ("unsafe", unsafe))}
+    mask = torch.ones(shape[:2], dtype=torch.bool)
+    mask[:, ::77] = False
+    u = torch.cat([m.unit for d in region.directions[:2] if isinstance(m := d.movers["tokens"], HalfSpaces)])
+    unsafe[:, 5::2] += 12 * u.sum(0)
+    cases = {n: Conditioning(t.to(device), mask.to(device)) for n, t in (("benign", benign), ("unsafe", unsafe))}
     moved = {n: region.apply(case)[1].moved for n, case in cases.items()}
     if moved != {"benign": False, "unsafe": True}:
         raise AssertionError(f"The cases of this benchmark are not what they are called: {moved}.")
+    return cases
+
+
+def _guard(name: str, shape: Shape, encoder: Encoder, setup: Setup) -> dict[str, Any]:
+    region = region_of(shape[2], min(shape[1], 77) if shape[1] % 77 == 0 else 1)
+    cases, (encode, times) = _cases(shape, region, setup.device), encoder
     encode()
     seen: dict[str, list[float]] = {"encoder": [], "benign": [], "unsafe": []}
-    for _ in range(rounds):
-        seen["encoder"].append(times * _time(encode, device))
+    for _ in range(setup.rounds):
+        seen["encoder"].append(times * _time(encode, setup.device))
         for which, case in cases.items():
-            seen[which].append(min(_time(lambda c=case: region.apply(c), device) for _ in range(3)))
+            seen[which].append(min(_time(lambda c=case: region.apply(c), setup.device) for _ in range(3)))
     found: dict[str, Any] = {"encoder": name, "shape": list(shape)}
     for which, values in seen.items():
         found[f"{which}_ms"] = statistics.median(values) * 1e3
     for which in cases:
         found[f"{which}_share"] = statistics.median(a / b for a, b in zip(seen[which], seen["encoder"], strict=True))
     return found
+
+
+def calls(shape: Shape = (1, 77, 768)) -> dict[str, int]:
+    """Function calls of one ``apply`` with :data:`CONCEPTS` concepts where nothing is open, after the first one."""
+    region = region_of(shape[2], 77)
+    case = _cases(shape, region, "cpu")["benign"]
+    counted: Counter[str] = Counter()
+
+    def count(_frame: object, event: str, _what: object) -> None:
+        counted[event] += 1
+
+    for _ in range(3):
+        region.apply(case)
+    sys.setprofile(count)
+    try:
+        region.apply(case)
+    finally:
+        sys.setprofile(None)
+    return {"python": counted["call"], "c": counted["c_call"] - 1}  # the last is setprofile
+
+
+def _project(setup: Setup, shape: Shape = (1, 77, 768)) -> list[dict[str, Any]]:
+    """``project`` with some half-spaces against one bare product with as many vectors, against one with all linear forms
+    that their detectors and witnesses ask, and against one half-space."""
+    g = torch.Generator().manual_seed(2)
+    tokens = (torch.randn(shape, generator=g) / 2).to(setup.device)
+    mask = torch.ones(shape[:2], dtype=torch.bool, device=setup.device)
+    made = {k: region_of(shape[2], 77, k) for k in HALF_SPACES}
+    forms = {k: k * (1 + 2 * 3) for k in HALF_SPACES}  # of two detectors: a word, the next, the whole
+    bare = {
+        n: (torch.randn(shape[2], n).to(setup.device), torch.zeros(shape[1], n).to(setup.device))
+        for n in {*HALF_SPACES, *forms.values()}
+    }
+    seen: dict[int, list[tuple[float, float, float]]] = {k: [] for k in HALF_SPACES}
+    for turn in range(setup.rounds + 1):
+        for k, region in made.items():
+            own = min(_time(lambda r=region: r.project(tokens, mask), setup.device) for _ in range(3))
+            products = [
+                min(_time(lambda n=n: geometry.coordinates(tokens, *bare[n]), setup.device) for _ in range(3))
+                for n in (k, forms[k])
+            ]
+            if turn:  # the first warms up
+                seen[k].append((own, *products))
+    one = statistics.median(times[0] for times in seen[1])
+    return [
+        {
+            "half_spaces": k,
+            "forms": forms[k],
+            "ms": statistics.median(own for own, *_ in times) * 1e3,
+            "product_ms": statistics.median(product for _, product, _ in times) * 1e3,
+            "of_product": statistics.median(own / product for own, product, _ in times),
+            "of_forms": statistics.median(own / product for own, _, product in times),
+            "of_one": statistics.median(own for own, *_ in times) / one,
+        }
+        for k, times in seen.items()
+    ]
 
 
 def _time(call: Callable[[], object], device: str) -> float:
@@ -209,31 +315,46 @@ def _time(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _compile(device: str, rounds: int) -> dict[str, Any]:
+# -- compiling -------------------------------------------------------------------------------------------------------
+
+SETTINGS = CompileSettings()
+SHAPES: tuple[tuple[str, Shape], ...] = (
+    ("CLIP-L", (1, 77, 768)),
+    ("SDXL", (1, 77, 2048)),
+    ("SDXL, two chunks", (1, 154, 2048)),
+    ("T5-XXL", (1, 512, 4096)),
+)
+FEW = {"pairs": 40, "neutral": 200}
+"""Prompts of the compilation that is measured alone: what it does grows with their number."""
+
+
+def _concept(pairs: int) -> Concept:
+    return Concept.from_pairs("speed", [(f"unsafe {i}", f"safe {i}") for i in range(pairs)])
+
+
+def _compile(setup: Setup) -> dict[str, Any]:
     """Compile one concept on a random CLIP-L against the same batches through the bare encoder."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     config.eos_token_id = 49407
-    model = CLIPTextModel(config).eval().to(device)
+    model = CLIPTextModel(config).eval().to(setup.device)
     generator = torch.Generator().manual_seed(0)
-    rows: dict[str, torch.Tensor] = {}
+    known: dict[str, torch.Tensor] = {}
 
     def encode(prompts: list[str]) -> Conditioning:
         for p in prompts:
-            if p not in rows:
-                rows[p] = torch.randint(1, 40000, (77,), generator=generator)
-                rows[p][:8] = 7 if p.startswith("unsafe") else 9
-            rows[p][-1] = 49407
-        ids = torch.stack([rows[p] for p in prompts]).to(device)
+            if p not in known:
+                known[p] = torch.randint(1, 40000, (77,), generator=generator)
+                known[p][1:9] = 7 if p.startswith("unsafe") else 9
+            known[p][-1] = 49407
+        ids = torch.stack([known[p] for p in prompts]).to(setup.device)
         result = model(input_ids=ids)
         return Conditioning(result.last_hidden_state, None, result.pooler_output)
 
-    neutral = [f"neutral {i}" for i in range(48)]
-    pairs = [(f"unsafe {i}", f"safe {i}") for i in range(24)]
-    concept = Concept.from_pairs("speed", pairs)
-    plan = [neutral[0::2], neutral[1::2], [u for u, _ in pairs], [s for _, s in pairs], list(PROBES)]
-    batches = [part[i : i + fit.BATCH] for part in plan for i in range(0, len(part), fit.BATCH)]
+    concept, neutral = _concept(24), [f"neutral {i}" for i in range(96)]
+    texts = list(dict.fromkeys([*(t for pair in concept.pairs for t in pair), *neutral, ""]))
+    batches = [list(PROBES), *(texts[i : i + SETTINGS.batch_size] for i in range(0, len(texts), SETTINGS.batch_size))]
 
     def bare() -> None:
         for batch in batches:
@@ -242,22 +363,99 @@ def _compile(device: str, rounds: int) -> dict[str, Any]:
     ratios = []
     with torch.no_grad():
         bare()
-        for _ in range(rounds):
-            alone = _time(bare, device)
-            ratios.append(_time(lambda: fit.compile(concept, encode, neutral), device) / alone)
-    return {"ratio": statistics.median(ratios), "prompts": sum(map(len, plan)), "encoder": "CLIP-L, random weights"}
+        for _ in range(max(3, setup.rounds // 5)):
+            alone = _time(bare, setup.device)
+            ratios.append(_time(lambda: compile_many([concept], encode, neutral), setup.device) / alone)
+    prompts = sum(map(len, batches))
+    return {"ratio": statistics.median(ratios), "prompts": prompts, "encoder": "CLIP-L, random weights"}
 
 
-def _memory() -> dict[str, int]:
-    """Bytes that the streaming sums hold after different numbers of prompts, 77 x 768."""
-    kept = {}
-    for count in (64, 512):
-        moments = fit.Moments(77, 768, torch.device("cpu"))
-        for _ in range(count // 32):
-            moments.add(torch.randn(32, 77, 768), torch.ones(32, 77, dtype=torch.bool))
-        parts = [t for t in (moments.count, moments.sum, moments.outer) if t is not None]
-        kept[str(count)] = sum(t.numel() * t.element_size() for t in parts)
-    return kept
+def _overhead(name: str, shape: Shape, setup: Setup) -> dict[str, Any]:
+    """The compilation's own time and memory beside an encoder of this shape, whose tokens are drawn once: the time less
+    that of handing them out, the memory less that of one batch."""
+    g = torch.Generator().manual_seed(3)
+    stock = torch.randn(64 + shape[1], shape[2], generator=g)
+    concept_of = torch.nn.functional.normalize(torch.randn(shape[2], generator=g), dim=0)
+    mask = torch.ones(shape[1], dtype=torch.bool)
+    mask[::77] = False
+
+    def one(prompt: str) -> torch.Tensor:
+        at = sum(map(ord, prompt)) % 64
+        rows = stock[at : at + shape[1]].clone()
+        if prompt.startswith("unsafe"):
+            rows[5:9] += 6 * concept_of
+        return rows
+
+    def encode(prompts: list[str]) -> Conditioning:
+        tokens = torch.stack([one(p) for p in prompts])
+        return Conditioning(tokens.to(setup.device), mask.expand(len(prompts), -1).to(setup.device))
+
+    concept, neutral = _concept(FEW["pairs"]), [f"neutral {i}" for i in range(FEW["neutral"])]
+    texts = list(dict.fromkeys([*(t for pair in concept.pairs for t in pair), *neutral, ""]))
+    size = SETTINGS.batch_size
+
+    def bare() -> None:
+        for i in range(0, len(texts), size):
+            encode(texts[i : i + size])
+
+    with _peak() as alone:
+        given = min(_time(bare, setup.device) for _ in range(2))
+    with _peak() as peak:
+        whole = _time(lambda: compile_many([concept], encode, neutral), setup.device)
+    seconds = max(0.0, whole - given)
+    return {
+        "encoder": name,
+        "shape": list(shape[1:]),
+        "prompts": len(texts),
+        "seconds": seconds,
+        "ms_a_prompt": 1e3 * seconds / len(texts),
+        "peak_mb": max(0.0, peak[0] - alone[0]) / 2**20,
+        "bytes_of_a_prompt": 4 * shape[1] * shape[2],
+    }
+
+
+@contextmanager
+def _peak(every: float = 0.005) -> Iterator[list[float]]:
+    """Bytes by which the process grows at most meanwhile, looked at again and again."""
+    gc.collect()
+    start, found, done = _resident(), [0.0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(every):
+            found[0] = max(found[0], _resident() - start)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        looking.join()
+        found[0] = max(found[0], _resident() - start)
+
+
+def _resident() -> float:
+    """Bytes of memory that the process holds now; the most it ever held where the system does not say."""
+    try:
+        return float(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
+def rows() -> dict[str, Any]:
+    """How many prompts the text encoder reads for the bundled concepts, all at once and each alone."""
+    recipes = [c for c in Library().recipes()]
+    shared = {t for half in neutral_halves(neutral_prompts(), SETTINGS) for t in half} | {""}
+    own = {c.name: set(Plan.of(c, SETTINGS).texts()) for c in recipes}
+    each = {name: len(shared | texts) + len(PROBES) for name, texts in own.items()}
+    excluding = [c.name for c in recipes if c.kind == "exclude"]
+    return {
+        "all": len(shared.union(*own.values())) + len(PROBES),
+        "all_exclude": len(shared.union(*(own[n] for n in excluding))) + len(PROBES),
+        "mean": round(statistics.mean(each.values())),
+        "most": max(each.values()),
+        "each": each,
+    }
 
 
 def _import(rounds: int) -> float:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 
-from saferegion.core.conditioning import Conditioning
-from saferegion.discovery import discover_vector
+from saferegion.core.region import SafeRegion
+from saferegion.discover import DiscoverySettings, discover_vector
+from saferegion.discover.vector import PUBLISHED
 from saferegion.guard.library import load_concept
 from saferegion.learn.recipes import Concept
-from saferegion.core.region import SafeRegion
 
 from .. import microworld
 from ..microworld.prompts import SETS, EvalPrompt, content
@@ -35,6 +36,7 @@ def run(
     judge = world.judge()
     fire = load_concept(microworld.DATA / "fire.yaml")
     assert isinstance(fire, Concept)
+    how: DiscoverySettings = replace(PUBLISHED, steps=updates, group=batch)
     done, total = 0, 3 + 3 * len(BETAS) + 3 * len(WORDS)
 
     def told() -> None:
@@ -43,7 +45,7 @@ def run(
         if progress is not None:
             progress(done, total)
 
-    vector = discover_vector(fire, world.encode, world, steps=updates, rate=rate, batch_size=batch)
+    vector = discover_vector(fire, world.encode, world, settings=how, rate=rate)
     told()
     sets = {name: _choose(SETS[name](), pictures) for name in ("explicit", "association", "benign")}
     rows = []
@@ -63,14 +65,14 @@ def run(
     for hat, words in HATS.items():
         recipe = Concept.from_pairs(f"{hat}-hat", [(words, "a person")], kind="balance")
         sides[hat] = discover_vector(
-            recipe, world.encode, world, words=words, prompts=PEOPLE, toward=True, steps=updates, rate=rate,
-            batch_size=batch, guidance=4.0,
+            recipe, world.encode, world, settings=replace(how, guidance=4.0), words=words, prompts=PEOPLE, toward=True,
+            rate=rate,
         )  # fmt: skip
         told()
     fairness = [r for word in WORDS for r in _fairness(world, judge, word, sides, pictures, told)]
     return {
         "machine": machine(), "pictures": pictures, "updates": updates, "rate": rate, "batch": batch,
-        "loss": [float(np.mean(vector.curve[:20])), float(np.mean(vector.curve[-20:]))],
+        "loss": [float(np.mean(vector.meta.curve[:20])), float(np.mean(vector.meta.curve[-20:]))],
         "rows": rows, "fairness": fairness,
     }  # fmt: skip
 
@@ -85,8 +87,7 @@ def _fairness(
     plain = world.encode([k.prompt for k in cases])
     regions = [SafeRegion([v], 1.0, "steer") for v in sides.values()]
     mixed = torch.cat([
-        regions[i % len(regions)].apply(Conditioning(plain.tokens[i : i + 1], plain.movable[i : i + 1]))[0].tokens  # type: ignore[index]
-        for i in range(len(cases))
+        regions[i % len(regions)].apply(plain[i : i + 1])[0].tokens for i in range(len(cases))
     ])  # fmt: skip
     hats = list(HATS)
     said = world.encode([k.prompt.replace(word, f"{word} with a {hats[i % 2]} hat", 1) for i, k in enumerate(cases)])

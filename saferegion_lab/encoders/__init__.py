@@ -126,7 +126,7 @@ class _Single(Encoder):
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         out = self.tower(prompts)
-        return Conditioning(out.tokens, out.movable, encoder=self._fingerprint)
+        return Conditioning(out.tokens, out.mask, encoder=self._fingerprint)
 
     def token_strings(self, prompt: str) -> list[str]:
         return self.tower.strings(prompt)
@@ -141,7 +141,7 @@ class _Sdxl(Encoder):
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         a, b = self.small(prompts), self.big(prompts)
-        return Conditioning(torch.cat([a.tokens, b.tokens], -1), a.movable, b.projected, encoder=self._fingerprint)
+        return Conditioning(torch.cat([a.tokens, b.tokens], -1), a.mask, b.projected, encoder=self._fingerprint)
 
     def token_strings(self, prompt: str) -> list[str]:
         return self.small.strings(prompt)
@@ -159,17 +159,17 @@ class _Sd3(Encoder):
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         a, b = self.small(prompts), self.big(prompts)
         rows = pad(torch.cat([a.tokens, b.tokens], -1), (0, self.width - self.clip_width))
-        movable = a.movable
+        mask = a.mask
         split = rows.shape[1]
         spaces = [Space("clip", slice(0, split), slice(0, self.clip_width))]
         if self.t5 is not None:
             c = self.t5(prompts)
             rows = torch.cat([rows, pad(c.tokens, (0, self.width - self.t5.width)).to(rows)], 1)
-            movable = torch.cat([movable, c.movable], 1)
+            mask = torch.cat([mask, c.mask], 1)
             spaces.append(Space("t5", slice(split, None), slice(0, self.t5.width)))
         assert a.pooled is not None and b.projected is not None
         pooled = torch.cat([a.pooled, b.projected], -1)
-        return Conditioning(rows, movable, pooled, tuple(spaces), self._fingerprint)
+        return Conditioning(rows, mask, pooled, tuple(spaces), self._fingerprint)
 
     def token_strings(self, prompt: str) -> list[str]:
         return self.small.strings(prompt) + ([] if self.t5 is None else self.t5.strings(prompt))
@@ -184,7 +184,7 @@ class _Flux(Encoder):
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         c = self.t5(prompts)
-        return Conditioning(c.tokens, c.movable, self.small(prompts).pooled, encoder=self._fingerprint)
+        return Conditioning(c.tokens, c.mask, self.small(prompts).pooled, encoder=self._fingerprint)
 
     def token_strings(self, prompt: str) -> list[str]:
         return self.t5.strings(prompt)

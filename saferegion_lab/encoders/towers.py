@@ -22,10 +22,10 @@ Ids = list[int]
 
 
 class Encoded(NamedTuple):
-    """``tokens`` [B, T, D], ``movable`` bool [B, T]; ``pooled`` [B, D] and ``projected`` [B, P] of CLIP models."""
+    """``tokens`` [B, T, D], ``mask`` bool [B, T]; ``pooled`` [B, D] and ``projected`` [B, P] of CLIP models."""
 
     tokens: torch.Tensor
-    movable: torch.Tensor
+    mask: torch.Tensor
     pooled: torch.Tensor | None = None
     projected: torch.Tensor | None = None
 
@@ -113,10 +113,10 @@ class ClipTower:
         hidden = torch.cat([h for h, _ in parts])
         pooled = torch.cat([p for _, p in parts])[first.to(hidden.device)]
         tokens = hidden[back.to(hidden.device)].view(batch, chunks * length, -1)
-        movable = torch.ones(batch, chunks, length, dtype=torch.bool, device=tokens.device)
-        movable[:, :, 0] = False
+        mask = torch.ones(batch, chunks, length, dtype=torch.bool, device=tokens.device)
+        mask[:, :, 0] = False
         project = getattr(self.model, "text_projection", None)
-        return Encoded(tokens, movable.flatten(1), pooled, None if project is None else project(pooled))
+        return Encoded(tokens, mask.flatten(1), pooled, None if project is None else project(pooled))
 
     def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids = ids.to(self.model.device)
@@ -169,14 +169,14 @@ class RowTower:
         windows = [self.words.windows(p, self.length) for p in prompts]
         rows = iter(self._encode([w for of_prompt in windows for w in of_prompt]))
         tokens = [torch.cat([next(rows) for _ in of_prompt]) for of_prompt in windows]
-        may = [torch.tensor([m for w in of_prompt for m in self._movable(w)]) for of_prompt in windows]
+        may = [torch.tensor([m for w in of_prompt for m in self._mask(w)]) for of_prompt in windows]
         padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
         return Encoded(padded, torch.nn.utils.rnn.pad_sequence(may, batch_first=True).to(padded.device))
 
     def _size(self, window: Ids) -> int:
         return max(len(window), self.least)
 
-    def _movable(self, window: Ids) -> list[bool]:
+    def _mask(self, window: Ids) -> list[bool]:
         if not self.masked:  # attended padding carries the sentence, as CLIP's does
             return [True] * self._size(window)
         text = len(window) - 2 if self.begins else len(window)

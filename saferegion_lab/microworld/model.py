@@ -90,9 +90,9 @@ class MicroWorld(nn.Module):
         rows = [self.text(input_ids=part).last_hidden_state.float() for part in ids.split(64)]
         width = self.config["text"]["hidden_size"]
         tokens = torch.cat(rows) if rows else torch.zeros(0, LENGTH, width, device=self.device)
-        movable = torch.ones(tokens.shape[:2], dtype=torch.bool, device=self.device)
-        movable[:, 0] = False
-        return Conditioning(tokens, movable)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=self.device)
+        mask[:, 0] = False
+        return Conditioning(tokens, mask)
 
     def predict(self, x_t: Tensor, t: Tensor | int, conditioning: Conditioning) -> Tensor:
         """The noise in x_t [B, 4, 8, 8] at steps t (int or [B]); differentiable; the dtype of x_t."""

@@ -284,7 +284,7 @@ def test_a_row_does_not_depend_on_the_batch(any_encoder: encoders.Encoder) -> No
         for here, there in zip(alone.spaces, batch.spaces, strict=True):
             rows = alone.tokens[:, here.rows]
             _close(batch.tokens[i, there.rows][: rows.shape[1]], rows[0])
-            assert torch.equal(batch.movable[i, there.rows][: rows.shape[1]], alone.movable[0, here.rows])
+            assert torch.equal(batch.mask[i, there.rows][: rows.shape[1]], alone.mask[0, here.rows])
         if alone.pooled is not None:
             _close(batch.pooled[i], alone.pooled[0])
 
@@ -330,7 +330,7 @@ def test_sd1_is_the_last_layer_after_the_final_norm(zoo: Zoo) -> None:
     c = encoders.load(zoo.sd1)(PROMPTS)
     _close(c.tokens, _run(zoo.small, _ids(PROMPTS, END))[0])
     assert c.pooled is None
-    assert not c.movable[:, 0].any() and c.movable[:, 1:].all()
+    assert not c.mask[:, 0].any() and c.mask[:, 1:].all()
 
 
 def test_checkpoint_and_directories_agree(zoo: Zoo) -> None:
@@ -434,7 +434,7 @@ def test_a_long_prompt_is_chunks_encoded_apart(zoo: Zoo) -> None:
             for k in range(3):
                 expected = _run(zoo.small, _ids([LONG], pad, 75 * k))[0][0]
                 _close(c.tokens[0, 77 * k : 77 * (k + 1)], expected)
-        assert [i for i in range(3 * 77) if not c.movable[0, i]] == [0, 77, 154]
+        assert [i for i in range(3 * 77) if not c.mask[0, i]] == [0, 77, 154]
 
 
 @pytest.mark.parametrize(("words", "chunks"), [(0, 1), (74, 1), (75, 1), (76, 2), (150, 2), (151, 3)])
@@ -493,7 +493,7 @@ def test_sd3_is_clip_rows_then_t5_rows(zoo: Zoo) -> None:
     with torch.no_grad():
         expected = zoo.t5(input_ids=ids).last_hidden_state
     _close(c.tokens[:1, t5.rows], expected)
-    assert c.movable[0, t5.rows].all()  # attended padding carries the sentence
+    assert c.mask[0, t5.rows].all()  # attended padding carries the sentence
 
 
 def test_sd3_without_t5_is_clip_rows_only(zoo: Zoo, tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_flux_is_t5_rows_and_pooled_clip(zoo: Zoo) -> None:
     c = encoders.load(zoo.flux_dir)(PROMPTS)
     assert c.tokens.shape == (3, 256, 176)
     _close(c.pooled, _run(zoo.small, _ids(PROMPTS, END))[2])
-    assert c.movable.all()
+    assert c.mask.all()
     assert encoders.load(zoo.flux_dir)([" ".join(["red house"] * 200)]).tokens.shape[1] == 401
 
 
@@ -527,7 +527,7 @@ def test_t5(tmp_path: Path, cls: str) -> None:
         stack = getattr(model, "encoder", model)
         expected = stack(input_ids=torch.tensor([[3, 4, 5, 1]])).last_hidden_state
     _close(c.tokens[:1], expected)
-    assert c.movable.tolist() == [[True] * 4, [True, True, False, False]]
+    assert c.mask.tolist() == [[True] * 4, [True, True, False, False]]
     assert not c.tokens[1, 2:].any()
     assert encoder.token_strings("a red house") == ["a", "red", "house", "</s>"]
 
@@ -538,7 +538,7 @@ def test_bert_begin_and_end_do_not_move(zoo: Zoo) -> None:
     with torch.no_grad():
         expected = zoo.bert(input_ids=torch.tensor([[2, 5, 6, 7, 3]])).last_hidden_state
     _close(c.tokens[:1], expected)
-    assert c.movable.tolist() == [[False, True, True, True, False], [False, True, True, False, False]]
+    assert c.mask.tolist() == [[False, True, True, True, False], [False, True, True, False, False]]
     assert encoder.token_strings("seas") == ["[CLS]", "sea", "##s", "[SEP]"]
 
 
@@ -547,7 +547,7 @@ def test_bert_reads_a_long_prompt_in_windows(zoo: Zoo) -> None:
     c = encoder(["house " * 31])
     assert c.tokens.shape[1] == 32 + 3
     _close(c.tokens[:, 32:], encoder(["house"]).tokens)
-    assert (~c.movable[0]).nonzero().flatten().tolist() == [0, 31, 32, 34]
+    assert (~c.mask[0]).nonzero().flatten().tolist() == [0, 31, 32, 34]
 
 
 def test_clip_model_with_vision_tower(zoo: Zoo, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_encode_gives_77_tokens_and_holds_the_begin_token_fixed(world):
     conditioning = world.encode(["a burning house", ""])
     assert conditioning.tokens.shape == (2, 77, world.config["text"]["hidden_size"])
     assert conditioning.tokens.dtype == torch.float32
-    assert not conditioning.movable[:, 0].any() and conditioning.movable[:, 1:].all()
+    assert not conditioning.mask[:, 0].any() and conditioning.mask[:, 1:].all()
     assert torch.equal(conditioning.tokens[0, 0], conditioning.tokens[1, 0])
 
 

@@ -27,7 +27,7 @@ ATTACKS = ("token attack", "soft prompt attack")
 def discovers() -> bool:
     """Whether directions can be learned through the model here."""
     try:
-        from saferegion.discovery import discover  # noqa: F401
+        from saferegion.discover import discover  # noqa: F401
     except ImportError:
         return False
     return True

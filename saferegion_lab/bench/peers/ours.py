@@ -1,22 +1,22 @@
-"""Safe regions as rows of the table: compiled, discovered, both; and the paper's additive vector."""
+"""Safe regions as rows of the table: compiled alone, discovered alone, both; and the paper's additive vector."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from saferegion.core.conditioning import POOLED, Conditioning
-from saferegion.core.direction import Direction, Direction
+from saferegion.core.conditioning import Conditioning
+from saferegion.core.direction import Direction
 from saferegion.core.errors import SafeRegionError
-from saferegion.learn.compile import compile
+from saferegion.core.region import SafeRegion
 from saferegion.guard.files import load_directions
 from saferegion.guard.library import cache_folder
+from saferegion.learn.compile import compile
 from saferegion.learn.recipes import Concept, read_recipe
-from saferegion.core.region import SafeRegion
 
 from ... import microworld
 from .base import Guard, Guarded, Meter, Prompts
@@ -45,19 +45,19 @@ class _Denoiser:
 
 def _digest(world: microworld.MicroWorld) -> str:
     """Of the model's weights and of the code that discovers."""
-    from saferegion import discovery, fit
+    from saferegion import discover
 
     h = hashlib.sha256()
     for p in (*world.unet.parameters(), *world.text.parameters()):
         h.update(p.detach().numpy().tobytes())
-    for module in (discovery, fit):
-        h.update(Path(module.__file__).read_bytes())
+    for path in sorted(Path(discover.__file__).parent.glob("*.py")):
+        h.update(path.read_bytes())
     return h.hexdigest()[:16]
 
 
 def learned(meter: Meter, method: str, seed: int = 0) -> Direction:
     """What discovery finds on this world; kept in the cache folder."""
-    from saferegion.discovery import discover, discover_vector
+    from saferegion.discover import discover, discover_vector
 
     world = meter.world
     kept = cache_folder() / "peers" / f"{method}-{seed}-{_digest(world)}.safetensors"
@@ -69,7 +69,7 @@ def learned(meter: Meter, method: str, seed: int = 0) -> Direction:
         return world.encode(prompts)
 
     if method == "vector":
-        found = discover_vector(recipe(), encode, _Denoiser(meter), seed=seed, steps=410, rate=0.02, batch_size=4)
+        found = discover_vector(recipe(), encode, _Denoiser(meter), seed=seed, steps=410, rate=0.02, group=4)
     else:
         found = discover(recipe(), encode, _Denoiser(meter), microworld.neutral_prompts(), seed=seed)
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -77,27 +77,11 @@ def learned(meter: Meter, method: str, seed: int = 0) -> Direction:
     return found
 
 
-def alone(found: Direction) -> Direction:
-    """Discovered directions without the compiled ones that they hold: the borders of the first half-space of each token
-    and sentence space are put where nothing reaches them; of a pooled space the last half-space is the discovered one.
-    """
-    spaces = {}
-    for name, d in found.spaces.items():
-        if name == POOLED:
-            spaces[name] = Direction(**{k: t if k == "weight" else t[-1:] for k, t in d.tensors().items()})
-        elif d.threshold is not None and d.mean is not None and d.deviation is not None:
-            threshold = torch.cat([d.mean[:1] + 1e6 * d.deviation[:1], d.threshold[1:]])
-            inner = None if d.inner is None else torch.cat([threshold[:1], d.inner[1:]])
-            sums = None if d.together is None else torch.cat([torch.full((1,), 1e6), d.together[1:]])
-            spaces[name] = replace(d, threshold=threshold, inner=inner, together=sums)
-    return replace(found, spaces=spaces)
-
-
 @dataclass
 class Ours(Guard):
-    """``how``: closed form, discovered, or both (the compiled directions and the discovered ones beside each other).
-    ``file``: discovered directions from a file; without it they are learned here. ``given``: all the directions.
-    Directions act in their own window of steps."""
+    """``how``: closed form (compiled alone), discovered (alone), or both beside each other. ``file``: the discovered
+    direction from a file; without it it is learned here. ``given``: all the directions. Each acts in its own window of
+    steps."""
 
     how: str = "closed form"
     strength: float = 1.0
@@ -120,8 +104,7 @@ class Ours(Guard):
 
             found.append(compile(recipe(), encode, microworld.neutral_prompts()))
         if self.how != "closed form":
-            other = load_directions(self.file) if self.file else learned(self.meter, "region")
-            found.append(alone(other) if self.how == "discovered" else other)
+            found.append(load_directions(self.file) if self.file else learned(self.meter, "region"))
         return found
 
     def _switched(self, act: Callable[[SafeRegion], torch.Tensor], tokens: torch.Tensor, steps: int) -> Guarded:
@@ -136,11 +119,11 @@ class Ours(Guard):
         return Guarded(made[0], made[1], torch.full((len(tokens),), first))
 
     def tokens(self, prompts: Prompts, steps: int) -> Guarded:
-        may = _movable(prompts.tokens)
+        may = _mask(prompts.tokens)
         return self._switched(lambda r: r.project(prompts.tokens, may), prompts.tokens, steps)
 
     def painted(self, prompts: Prompts, steps: int) -> Guarded:
-        c = Conditioning(prompts.tokens, _movable(prompts.tokens))
+        c = Conditioning(prompts.tokens, _mask(prompts.tokens))
         with torch.no_grad():
             return self._switched(lambda r: r.apply(c)[0].tokens, prompts.tokens, steps)
 
@@ -159,7 +142,7 @@ class PaperVector(Ours):
         return [learned(self.meter, "vector")]
 
 
-def _movable(tokens: torch.Tensor) -> torch.Tensor:
-    movable = torch.ones(tokens.shape[:2], dtype=torch.bool)
-    movable[:, 0] = False
-    return movable
+def _mask(tokens: torch.Tensor) -> torch.Tensor:
+    mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    mask[:, 0] = False
+    return mask
