@@ -28,6 +28,8 @@ FORMAT = "saferegion/2"
 CHECKSUM = "checksum"
 LARGEST_HEADER = 2**20
 """Bytes of the longest header."""
+LARGEST_STEP = 6.5e4
+"""Largest number that is written into tokens: half precision ends there."""
 MOST_TERMS = 64
 """Most terms, and most joint terms, of one detector."""
 LONGEST_CURVE = 20_000

@@ -26,8 +26,14 @@ PROBES = (
 
 PROJECTIONS = 8
 TOLERANCE = 0.1
-"""Relative distance up to which two sketches are one encoder: half precision moves one by about 1e-3, 8-bit weights by
-a few hundredths."""
+"""Relative distance up to which two sketches are one encoder.
+
+Measured on all-MiniLM-L6-v2 (weights rounded and widened again), with the share of recipe prompts that compiled concepts
+find: fp16 .0004, bf16 .004, int8 .012 to .030, fp8 e4m3 .048, six bits .04 to .05, fp8 e5m2 .099: all find what fp32
+finds. Four bits .20 to .47 and three bits .36 (groups of 32) to 1.5 (a row) find .85 to .12 of it. Another encoder begins
+before that: one that was fine-tuned for five steps on another task lies at .107, and every benign prompt is open there;
+for twenty at .24; one matrix begun anew .19 to .75, one layer of six .26 to .86. No tolerance lets three bits in and
+keeps those out, so for an encoder of fewer than five bits concepts are compiled anew."""
 
 _FORMAT = re.compile(r"fp1:([a-z0-9_]+=\d+(?:,[a-z0-9_]+=\d+)*):([A-Za-z0-9_-]+={0,2})")
 

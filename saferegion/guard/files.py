@@ -15,7 +15,7 @@ from ..core import geometry
 from ..core.detector import Detector, Panel
 from ..core.direction import Direction
 from ..core.errors import DirectionFileError, SafeRegionError
-from ..core.file_format import CHECKSUM, FORMAT, LARGEST_HEADER, check_seal, of_bytes
+from ..core.file_format import CHECKSUM, FORMAT, LARGEST_HEADER, LARGEST_STEP, check_seal, of_bytes
 from ..core.movers import HalfSpaces
 from ..core.writing import read_whole
 from .version_one import VERSION_ONE, converted
@@ -24,8 +24,6 @@ LARGEST = 256 * 2**20
 """Bytes of the largest file that is read."""
 DISPLACEMENTS = (1.0, 2.0, 3.0, 5.0, 10.0)
 """How many displacements from the benign mean a concept must be open, at one of them at least."""
-LARGEST_STEP = 6.5e4
-"""Largest number that is written into tokens: half precision ends there."""
 
 Tensor = torch.Tensor
 

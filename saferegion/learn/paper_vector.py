@@ -11,6 +11,7 @@ import torch
 
 from ..core.direction import Direction, Meta
 from ..core.errors import DirectionFileError, SafeRegionError
+from ..core.file_format import LARGEST_STEP
 from ..core.movers import Offset
 from ..core.writing import read_whole, write_whole
 
@@ -69,6 +70,8 @@ def import_paper_vector(
     b, a = b.detach().float().flatten(), a.detach().float().flatten()
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()) or float(a.norm()) < 1e-15:
         raise DirectionFileError(f"{path.name}: a or b holds NaN, infinity or nothing but zeros.")
+    if float(a.abs().max()) * float(b.abs().max()) > LARGEST_STEP:
+        raise DirectionFileError(f"{path.name}: b times a is larger than tokens can be.")
     return Direction(
         concept=concept,
         encoder=None,

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from fakes import same_bits
+from fakes import half_spaces, made, same_bits
 
-from saferegion import Conditioning, SafeRegion, import_paper_vector, load_directions
+from saferegion import (
+    Conditioning,
+    Direction,
+    Meta,
+    Offset,
+    SafeRegion,
+    SafeRegionError,
+    import_paper_vector,
+    load_directions,
+)
 from saferegion.core.errors import DirectionFileError
 from saferegion.learn.paper_vector import LARGEST, export_paper_vector
 
@@ -42,21 +54,22 @@ def test_steering_is_the_papers_formula(tmp_path: Path, strength: float, kind: t
 
 def test_a_module_prefix_and_half_precision(tmp_path: Path) -> None:
     path = write(tmp_path / "v.pth", {"module.b": torch.nn.Parameter(B), "module.a": A.half()})
-    d = import_paper_vector(path, "nudity").spaces["tokens"]
-    assert same_bits(d.shift, -A.half().float()[0]) and same_bits(d.weight, B.flatten())
+    d = import_paper_vector(path, "nudity").movers["tokens"]
+    assert isinstance(d, Offset) and same_bits(d.a, A.half().float()[0, 0]) and same_bits(d.b, B.flatten())
 
 
-@pytest.mark.parametrize("size", [1e-12, 1e-3, 1e6])
+@pytest.mark.parametrize("size", [1e-12, 1e-3, 1e3])
 def test_any_length_of_vector(tmp_path: Path, size: float) -> None:
     path = write(tmp_path / "v.pth", {"b": B, "a": size * A / A.norm()})
-    d = import_paper_vector(path, "nudity").spaces["tokens"]
-    assert float((d.normal.double() * d.shift.double()).sum()) == pytest.approx(1, abs=1e-5)
+    found = import_paper_vector(path, "nudity")
+    assert float(found.movers["tokens"].a.norm()) == pytest.approx(size, rel=1e-5)
+    assert load_directions(found.save(tmp_path / "v.safetensors")).digest() == found.digest()
 
 
 def test_kept_as_a_direction_file_and_exported_again(tmp_path: Path) -> None:
     found = import_paper_vector(write(tmp_path / "v.pth", {"b": B, "a": A}), "nudity")
     read = load_directions(found.save(tmp_path / "v.safetensors"))
-    assert read.encoder is None and read.window == (0.4, 1.0) and not read.calibrated
+    assert read.encoder is None and read.window == (0.4, 1.0) and read.detector is None
     path = export_paper_vector(read, tmp_path / "again.pth")
     data = torch.load(path, weights_only=True)
     assert same_bits(data["a"], A) and same_bits(data["b"], B)
@@ -96,10 +109,14 @@ def test_a_malicious_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
         ({"b": B.long(), "a": A}, "floating"),
         ({"b": B, "a": A.to(torch.complex64)}, "floating"),
         ({"b": B, "a": A.to_sparse()}, "floating"),
+        ({"b": B, "a": A.to("meta")}, "meta tensors"),
+        ({"b": B.to("meta"), "a": A}, "meta tensors"),
         ({"b": B, "a": A * 0}, "nothing but zeros"),
         ({"b": B, "a": A * 1e-30}, "nothing but zeros"),
         ({"b": B * float("nan"), "a": A}, "NaN"),
         ({"b": B, "a": A / 0}, "infinity"),
+        ({"b": B * 1e3, "a": A * 1e3}, "larger than tokens can be"),
+        ({"b": B * 1e30, "a": A * 1e30}, "larger than tokens can be"),
     ],
 )
 def test_what_is_no_such_vector_is_refused(tmp_path: Path, data: object, says: str) -> None:
@@ -118,3 +135,68 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "folder.pth"
     folder.mkdir()
     refused(folder)
+
+
+def test_a_zip_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "v.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("v/data.pkl", b"\x80\x02}.")
+        with archive.open("v/data/0", "w", force_zip64=True) as part:
+            for _ in range(80):
+                part.write(bytes(2**20))
+    assert path.stat().st_size < 2**18
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was inflated"))
+    assert "when unpacked" in refused(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("v/data/0", bytes(2**25))
+    assert "packed too tightly" in refused(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(1001):
+            archive.writestr(f"v/{i}", b"")
+    assert "when unpacked" in refused(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names, which this system has not")
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "v.pth"
+    os.mkfifo(path)
+    assert "no regular file" in refused(path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "no regular file" in refused(path)
+
+
+def test_half_spaces_are_exported_as_what_steering_takes_off(tmp_path: Path) -> None:
+    d = made(period=77)
+    data = torch.load(export_paper_vector(d, tmp_path / "v.pth"), weights_only=True)
+    assert data["b"].shape == (1, 77, 1) and same_bits(data["a"][0, 0], -d.movers["tokens"].displacement[0])
+
+
+def test_what_this_format_cannot_hold_is_not_exported(tmp_path: Path) -> None:
+    many = torch.eye(3, 6)
+    d = made()
+    two = replace(d, movers={"tokens": half_spaces(many)})
+    clip = Direction("x", None, None, {"clip": Offset(torch.ones(1), torch.ones(4))}, meta=Meta(method="imported"))
+    for wrong in (two, clip):
+        with pytest.raises(SafeRegionError, match="holds only that"):
+            export_paper_vector(wrong, tmp_path / "v.pth")
+    assert os.listdir(tmp_path) == []
+
+
+def test_damaged_bytes_end_in_a_sentence(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"b": B, "a": A}, buffer)
+    data = buffer.getvalue()
+    gen = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        broken = bytearray(data)
+        for at in torch.randint(len(data), (3,), generator=gen).tolist():
+            broken[at] ^= 1 << int(torch.randint(8, (1,), generator=gen))
+        path = tmp_path / "v.pth"
+        path.write_bytes(broken)
+        try:
+            found = import_paper_vector(path, "nudity")
+        except DirectionFileError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(bool(torch.isfinite(t).all()) for t in found.tensors().values())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from saferegion import Concept, SafeRegionError
 from saferegion.core.errors import RecipeError
-from saferegion.learn.recipes import LARGEST, LONGEST, read_neutral, read_recipe
+from saferegion.learn.recipes import LARGEST, LONGEST, MOST_PAIRS, read_neutral, read_recipe
 
 GOOD = """\
 format: saferegion-recipe/1
@@ -141,13 +141,41 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "bad.yaml", GOOD)
     with open(path, "r+b") as file:
         file.truncate(LARGEST + 1)
-    assert "larger than 4 MB" in refused(path)
+    assert "at most 4 MB" in refused(path)
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     assert "cannot be read" in refused(tmp_path / "none.yaml")
     (tmp_path / "folder.yaml").mkdir()
     assert "cannot be read" in refused(tmp_path / "folder.yaml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names, which this system has not")
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "fire.yaml"
+    os.mkfifo(path)
+    assert "no regular file" in refused(path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "no regular file" in refused(path)
+    assert "no regular file" in refused(path, read_neutral)
+
+
+def test_templates_times_pairs_are_bounded(tmp_path: Path) -> None:
+    templates = ", ".join(f'"{{}} {i}"' for i in range(300))
+    pairs = "".join(f"  - {{unsafe: a burning house {i}, safe: a quiet house {i}}}\n" for i in range(100))
+    text = GOOD[: GOOD.index("templates")] + f"templates: [{templates}]\npairs:\n" + pairs
+    said = refused(write(tmp_path / "bad.yaml", text))
+    assert "300 templates times 100 pairs are 30,000 pairs" in said and f"at most {MOST_PAIRS:,}" in said
+
+
+@pytest.mark.parametrize("hidden", ["\u202e", "\u2066", "\u200b", "\u2028", "\x85", "\ufeff"])
+def test_hidden_characters_in_what_people_read(hidden: str) -> None:
+    with pytest.raises(RecipeError, match="without control or hidden characters"):
+        Concept.from_pairs("fire", [("a", "b")], title=f"Fire{hidden}!")
+    with pytest.raises(RecipeError, match="without control or hidden characters"):
+        Concept.from_pairs("fire", [("a", "b")], licence=f"MIT{hidden}!")
+    assert Concept.from_pairs("fire", [("a", "b")], title="\u0622\u062a\u0634\u200c\u0647\u0627").title
 
 
 @pytest.mark.parametrize("deep", ["[", "{a: ", "- ", "? ", "- - "])

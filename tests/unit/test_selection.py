@@ -1,13 +1,27 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
-from fakes import FakeEncoder, benign_prompts, concepts, fire, frost, same_bits
+import torch
+from fakes import FakeEncoder, benign_prompts, fire, frost, imported, made, same_bits
 
-from saferegion import Choice, Concept, Guard, Library, SafeRegion, SafeRegionError, Selection
-from saferegion.core.errors import RecipeError
+from saferegion import (
+    Choice,
+    Concept,
+    Conditioning,
+    Direction,
+    Guard,
+    HalfSpaces,
+    Library,
+    Offset,
+    SafeRegion,
+    SafeRegionError,
+    Selection,
+)
+from saferegion.core.errors import RecipeError, UnresolvedError
+from saferegion.guard.selection import NO_MINORS
 from saferegion.learn.bundled import neutral_prompts
 
 BURNING, PLAIN = "a burning house in a field", "a quiet house in a field"
@@ -65,7 +79,7 @@ def test_modes_act_one_after_another_and_projecting_has_the_last_word(library: L
     c = encode([BURNING])
     after, report = guard.apply(c)
     assert report.moved and len(report.reports) == 3 and "[erase]" in report.text()
-    assert float(guard.regions[-1].score(after).max()) <= 1e-5
+    assert float(guard.regions[-1].score(after).max()) <= 0
     assert report.to_dict()["regions"][0]["mode"] == "steer" and len(report.findings) > 3
 
 
@@ -76,11 +90,17 @@ def test_strengths_reach_their_concepts(library: Library) -> None:
     assert off.regions[0].strengths == (0.0, 2.0)
 
 
+def windowed_direction(window: tuple[float, float]) -> Direction:
+    """A direction with a detector and an offset."""
+    d = made()
+    return replace(d, movers={"tokens": Offset(torch.full((1,), -4.0), d.movers["tokens"].unit[0], window)})
+
+
 def test_windows_split_the_sampling(guard: Guard) -> None:
-    late = replace(concepts(1, 6)[0][0], concept="late", window=(0.2, 1.0))
-    early = replace(concepts(1, 6)[0][0], concept="early", window=(0.0, 0.5))
+    late = replace(windowed_direction((0.2, 1.0)), concept="late")
+    early = replace(windowed_direction((0.0, 0.5)), concept="early")
     chosen = Selection().add(Choice(late), Choice(early))
-    windowed = Guard.of(chosen, [late, early], None)
+    windowed = Guard.of(chosen, [late, early])
     assert windowed.windows() == [(0.0, 0.2), (0.2, 0.5), (0.5, 1.0)]
     names = [[r.names for r in windowed.at((a + b) / 2).regions] for a, b in windowed.windows()]
     assert names == [[("early",)], [("late", "early")], [("late",)]]
@@ -102,6 +122,47 @@ def test_windows_split_the_sampling(guard: Guard) -> None:
 def test_what_cannot_be_switched_on_is_refused(make, says: str) -> None:  # noqa: ANN001
     with pytest.raises(SafeRegionError, match=says):
         make()
+
+
+def test_a_choice_made_twice_in_one_selection_takes_the_later() -> None:
+    assert Selection((Choice("a", 1), Choice("a", 2))).choices[0].strength == 2
+    with pytest.raises(ValueError):
+        Guard.of(Selection((Choice("a"),)), [])
+
+
+def test_what_stays_open_is_said_and_can_be_refused() -> None:
+    """A concept whose benign mean the tokens cannot reach: its detector asks where nothing moves."""
+    d = made(threshold=2.0)
+    stuck = replace(d, rest={"tokens": torch.tensor([[9.0, 0, 0, 0, 0, 0]])}, movers={"tokens": HalfSpaces(
+        torch.tensor([[0.0, 1, 0, 0, 0, 0]]), torch.zeros(1, 1), torch.ones(1), torch.zeros(1))})  # fmt: skip
+    guard = Guard.of(Selection((Choice(stuck),)), [stuck])
+    c = Conditioning(torch.tensor([[[5.0, 0, 0, 0, 0, 0]], [[0.0] * 6]]))
+    _, report = guard.apply(c)
+    assert report.unresolved == ((0, "fire"),) and "STILL OPEN" in report.text()
+    assert report.to_dict()["unresolved"] == [{"prompt": 0, "concept": "fire"}]
+    with pytest.raises(UnresolvedError, match="The fire stayed open"):
+        report.require_resolved()
+    good = Guard.of(Selection((Choice(d),)), [d])
+    after, report = good.apply(c)
+    report.require_resolved()
+    assert report.moved and report.unresolved == () and same_bits(after.tokens[1], c.tokens[1])
+
+
+def test_a_report_is_never_changed_and_says_where_there_is_no_baseline() -> None:
+    d = made()
+    _, report = Guard.of(Selection((Choice(d),)), [d]).apply(Conditioning(torch.zeros(1, 2, 6)))
+    assert report.text().endswith(NO_MINORS) and report.to_dict()["minors"] is False
+    for part, name in ((report, "minors"), (report.reports[0], "touched")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(part, name, None)
+
+
+def test_an_imported_vector_can_only_steer() -> None:
+    d = imported()
+    with pytest.raises(SafeRegionError, match="can only steer"):
+        Guard.of(Selection((Choice(d),)), [d])
+    guard = Guard.of(Selection((Choice(d, 1, "steer"),)), [d])
+    assert guard.apply(Conditioning(torch.zeros(1, 77, 6)))[1].moved
 
 
 def test_neutral_prompts_of_the_users_folder_come_before_those_bundled(library: Library, tmp_path: Path) -> None:
