@@ -1,6 +1,6 @@
 """The script on the real source of a webui of the family: its prompt parser, and the methods that make conditionings.
 
-usage: webui_family.py FOLDER CHECKOUT…    (run by an interpreter that has torch, lark and pytest; prints JSON)
+usage: webui_family.py FOLDER CHECKOUT…    (run by an interpreter that has torch and lark; prints JSON)
 
 Everything else of the host is a stand-in: no checkpoint of Forge runs on the test machine.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import operator
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,10 +20,11 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests" / "unit")]
 
-import pytest  # noqa: E402
 import torch  # noqa: E402
 import webui_fakes as webui  # noqa: E402
-from test_webui_guard import BENIGN, ON, UNSAFE, conds, equal, write_recipes  # noqa: E402
+from webui_fakes import BENIGN, ON, UNSAFE, conds, equal  # noqa: E402
+
+from saferegion.guard.library import Library  # noqa: E402
 
 METHODS = ("cached_params", "get_conds_with_caching", "setup_conds", "_minimal_clip_skip")
 
@@ -42,6 +45,12 @@ def methods_of(checkout: Path, names: dict[str, Any]) -> dict[str, Any]:
     body: list[ast.stmt] = [n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name in METHODS]
     exec(compile(ast.Module(body, []), str(checkout / "modules" / "processing.py"), "exec"), names, found)
     return found
+
+
+class Patch:
+    """Of pytest's monkeypatch what the stand-ins ask for; this process ends with them."""
+
+    setitem = staticmethod(operator.setitem)
 
 
 class Options(SimpleNamespace):
@@ -71,7 +80,7 @@ class Checkpoint(webui.Checkpoint):
             return super().get_learned_conditioning(prompts)
 
 
-def check(checkout: Path, folder: Path, patch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def check(checkout: Path, folder: Path, patch: Patch) -> list[dict[str, Any]]:
     from saferegion_webui import generation, interception
 
     parser = parser_of(checkout)
@@ -125,10 +134,10 @@ def check(checkout: Path, folder: Path, patch: pytest.MonkeyPatch) -> list[dict[
 
 
 def main(folder: Path, checkouts: list[Path]) -> None:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SAFE_REGION_CACHE", str(folder / "cache"))
-    write_recipes(folder / "models" / "safe_region")
-    print(json.dumps({checkout.name: check(checkout, folder, patch) for checkout in checkouts}))
+    os.environ["SAFE_REGION_CACHE"] = str(folder / "cache")
+    webui.write_recipes(folder / "models" / "safe_region")
+    Library.minors = lambda *_: []  # type: ignore[method-assign]  # the stand-in's encoder knows no words for it
+    print(json.dumps({checkout.name: check(checkout, folder, Patch()) for checkout in checkouts}))
 
 
 if __name__ == "__main__":

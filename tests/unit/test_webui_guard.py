@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import webui_fakes as webui
-import yaml
-from fakes import benign_prompts, fire, frost
+from fakes import benign_prompts, fire
+from webui_fakes import BENIGN, FIRE, ON, UNSAFE, conds, equal
 
 import saferegion as sr
 from saferegion.guard.minors import NO_MINORS
@@ -20,25 +20,7 @@ from saferegion_webui import generation, interception, layout
 from saferegion_webui.guards import Guards
 from saferegion_webui.refusal import SafeRegionRefused
 
-UNSAFE, BENIGN = "a burning house in a valley", "a quiet house and a blue boat in a harbour, number 7"
-FIRE = "my/on-fire"
-"""As the library calls a recipe of the user's own."""
-ON = [True, [FIRE]]
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
-
-
-def write_recipes(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for concept in (fire(), frost()):
-        recipe = {
-            "format": "saferegion-recipe/1", "name": concept.name, "title": concept.title, "kind": "exclude",
-            "version": 1, "licence": "MIT", "pairs": [{"unsafe": a, "safe": b} for a, b in concept.pairs],
-        }  # fmt: skip
-        if concept.neutral:
-            recipe["neutral"] = list(concept.neutral)
-        (folder / f"{concept.name}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    neutral = {"format": "saferegion-neutral/1", "prompts": benign_prompts(60)}
-    (folder / "neutral.yaml").write_text(yaml.safe_dump(neutral), encoding="utf-8")
 
 
 class Host:
@@ -71,7 +53,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path) -> Any:
     monkeypatch.setattr(sr.Library, "minors", lambda *_: [])  # its own tests ask for it
     monkeypatch.setattr(generation, "guards", Guards())
     folder = tmp_path / "models" / "safe_region"
-    write_recipes(folder)
+    webui.write_recipes(folder)
 
     def make(family: str = "sd1") -> Host:
         shared = webui.install(monkeypatch, tmp_path / "models", webui.Checkpoint(family))
@@ -87,18 +69,8 @@ def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path) -> Any:
     return make
 
 
-def conds(p: Any) -> list[Any]:
-    return [entry.cond for parts in p.c.batch for part in parts for entry in part.schedules]
-
-
 def webui_layout(cond: torch.Tensor) -> sr.Conditioning:
     return layout.Layout().conditioning(cond[None], None)
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    return torch.equal(a, b)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

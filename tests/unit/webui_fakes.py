@@ -10,11 +10,17 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from fakes import FakeEncoder
+import yaml
+from fakes import FakeEncoder, benign_prompts, fire, frost
 
 PROJECT = Path(__file__).resolve().parents[2]
 if str(PROJECT) not in sys.path:
     sys.path.insert(0, str(PROJECT))
+
+UNSAFE, BENIGN = "a burning house in a valley", "a quiet house and a blue boat in a harbour, number 7"
+FIRE = "my/on-fire"
+"""As the library calls a recipe of the user's own."""
+ON = [True, [FIRE]]
 
 Scheduled = namedtuple("Scheduled", ["end_at_step", "cond"])
 CLIP, T5 = 12, 30
@@ -221,3 +227,27 @@ def install(monkeypatch: Any, models: Path, checkpoint: Checkpoint, prompt_parse
     package.prompt_parser = prompt_parser
     monkeypatch.setitem(sys.modules, "modules.prompt_parser", prompt_parser)
     return shared
+
+
+def write_recipes(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for concept in (fire(), frost()):
+        recipe = {
+            "format": "saferegion-recipe/1", "name": concept.name, "title": concept.title, "kind": "exclude",
+            "version": 1, "licence": "MIT", "pairs": [{"unsafe": a, "safe": b} for a, b in concept.pairs],
+        }  # fmt: skip
+        if concept.neutral:
+            recipe["neutral"] = list(concept.neutral)
+        (folder / f"{concept.name}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    neutral = {"format": "saferegion-neutral/1", "prompts": benign_prompts(60)}
+    (folder / "neutral.yaml").write_text(yaml.safe_dump(neutral), encoding="utf-8")
+
+
+def conds(p: Any) -> list[Any]:
+    return [entry.cond for parts in p.c.batch for part in parts for entry in part.schedules]
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    return torch.equal(a, b)
