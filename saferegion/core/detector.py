@@ -58,7 +58,10 @@ class Detector:
         """``[B, n + m]`` float32: distance over the threshold in benign deviations, terms first; at most 0 inside.
         Terms of spaces that ``c`` lacks are −inf."""
         panel = Panel([replace(self, given=None)])
-        return panel.columns(panel.scores(panel.read(c)))
+        seen = panel.read(c)
+        if not seen:
+            return torch.full((len(c.tokens), len(self.terms) + len(self.joint)), -torch.inf, device=c.tokens.device)
+        return panel.columns(panel.scores(seen))
 
     def tightened(self, part: float) -> Detector:
         """The same with every border at ``part`` of its way from the benign mean."""

@@ -43,10 +43,13 @@ def exact(device: torch.device) -> Iterator[None]:
             setattr(matmul, name, value)
 
 
+_BY_KIND = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 4)  # is_autocast_enabled takes a device
+
+
 def _autocasts(kind: str) -> bool:
-    if kind == "cpu":
-        return torch.is_autocast_cpu_enabled()
-    return kind == "cuda" and torch.is_autocast_enabled()
+    if _BY_KIND:
+        return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+    return torch.is_autocast_cpu_enabled() if kind == "cpu" else kind == "cuda" and torch.is_autocast_enabled()
 
 
 def coordinates(rows: Tensor, forms: Tensor, bias: Tensor) -> Tensor:

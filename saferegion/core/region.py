@@ -30,7 +30,7 @@ LARGEST = 64
 """Most half-spaces and offsets of one region in one space."""
 STRONGEST = 10.0
 """Largest strength."""
-FURTHER = (0.5, 1.5)
+FURTHER = (1.0,)
 """How much further in than the target a concept goes that is still open, in its own displacements, step by step."""
 
 
@@ -133,17 +133,19 @@ class SafeRegion:
         to rest. Returns the motion and what is open still; ``done`` may end early where nothing is."""
         depth = torch.zeros(opened.shape, device=opened.device)
         motion = self.move(seen, opened, depth)
-        still = self.verify(self._after(seen, motion), opened, slack)
+        after = self._after(seen, motion)
+        still = self.verify(after, opened, slack)
         for further in FURTHER:
             if done(still):
                 return motion, still
             depth = torch.where(still & opened, further, depth)
             opened = opened | still
-            motion = self.move(seen, opened, depth, motion)
-            still = self.verify(self._after(seen, motion), opened, slack)
+            motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)
+            after = self._after(seen, motion)
+            still = self.verify(after, opened, slack)
         if done(still):
             return motion, still
-        motion = self._rest(seen, motion, still, slack)
+        motion = self._rest(after, motion, still, slack)
         return motion, self.verify(self._after(seen, motion), opened | still, slack)
 
     # -- once a generation ---------------------------------------------------------------------------------------
@@ -229,7 +231,7 @@ class SafeRegion:
             seen = {s: (whole[s], mask) for s, (_, mask) in seen.items()}
             far = self.detect(seen)
             opened = (far > 0) & self._on(far.device)["on"]
-            slack = self._slack(c.tokens.dtype, [torch.where(broken[v.space].unsqueeze(-1), 0.0, v.rows) for v in c.views()])
+            slack = self._slack(c.tokens.dtype, [v.rows for v in c.views()]).nan_to_num()
             motion, _ = self.close(seen, opened, slack, lambda still: False)
             rests = {s: b | motion.rests[s] if s in motion.rests else b for s, b in broken.items()}
             return self._moved(c, Motion(motion.amounts, rests))
@@ -252,22 +254,24 @@ class SafeRegion:
     # -- coordinates ---------------------------------------------------------------------------------------------
 
     def _after(self, seen: Seen, motion: Motion) -> Seen:
-        """The coordinates after a motion."""
+        """What the detectors see after a motion: the coordinates but for those along the movers."""
         found: dict[str, tuple[Tensor, Tensor | None]] = {}
         for space, (x, mask) in seen.items():
+            asked = x[..., : self._panel.forms[space].along.start]
             shift = self._shift(space, x.device).expand(len(x), -1, -1)
-            new = torch.baddbmm(x, motion.amounts[space], shift, alpha=-1)
+            new = torch.baddbmm(asked, motion.amounts[space], shift, alpha=-1)
             if space in motion.rests:
                 new = self._at_rest(space, new, motion.rests[space])
             found[space] = (new, mask)
         return found
 
     def _shift(self, space: str, device: torch.device) -> Tensor:
-        """``[K, M]``: what a step along each vector does to the coordinates."""
+        """``[K, M]``: what a step along each vector does to the coordinates that detectors ask."""
         key = (space, device)
         if key not in self._shifts:
             with torch.inference_mode(False):
-                weight = self._panel.forms[space].weight.double()
+                forms = self._panel.forms[space]
+                weight = forms.weight[:, : forms.along.start].double()
                 self._shifts[key] = (self._fleets[space].vectors.double() @ weight).float().to(device)
         return self._shifts[key]
 
@@ -282,11 +286,11 @@ class SafeRegion:
                 forms = self._panel.forms[space]
                 bias = forms.bias(x.shape[1], x.device)[0]
                 self._rests[key] = geometry.coordinates(rest.unsqueeze(0), self._panel.weight(space, x.device), bias)[0]
-        return torch.where(where.unsqueeze(-1), self._rests[key], x)
+        return torch.where(where.unsqueeze(-1), self._rests[key][:, : x.shape[-1]], x)
 
-    def _rest(self, seen: Seen, motion: Motion, still: Tensor, slack: Tensor) -> Motion:
+    def _rest(self, after: Seen, motion: Motion, still: Tensor, slack: Tensor) -> Motion:
         """Tokens that hold what is open still go to rest: those over the benign mean of a term that is over."""
-        panel, after = self._panel, self._after(seen, motion)
+        panel = self._panel
         scores = panel.scores(after)
         columns = panel.columns(scores) + slack > 0
         here = self._on(still.device)
@@ -461,6 +465,12 @@ class SafeRegion:
                     f"'{d.concept}' is told by {missing} alone, which this conditioning lacks, so it cannot be guarded."
                 )
         self._known[key] = None
+
+
+def _where(prompts: Tensor, one: Motion, other: Motion) -> Motion:
+    """One motion for ``prompts`` (bool [B]), the other for the rest, to the bit."""
+    pick = prompts.reshape(-1, 1, 1)
+    return Motion({s: torch.where(pick, a, other.amounts[s]) for s, a in one.amounts.items()}, one.rests)
 
 
 def _require_finite(sums: Sequence[float], seen: Seen) -> None:
