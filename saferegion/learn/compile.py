@@ -155,7 +155,8 @@ class _Concept:
         concept = self.plan.concept
         fitted = self._fit(self.plan.fit)
         detector, figures = self._choose(fitted, settings.outside)
-        best = max(area(f.unsafe, torch.cat([f.near, f.benign])) for f in fitted)
+        own = len(self.plan.own_check)  # the safe prompts of the pairs follow
+        best = max(min(area(f.unsafe, f.near[own:]), area(f.unsafe, f.benign)) for f in fitted)
         if best < SEPARATES:
             raise NotSeparableError(
                 f"'{concept.name}' does not separate on this encoder: its unsafe prompts score above its safe ones "

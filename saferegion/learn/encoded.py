@@ -86,6 +86,7 @@ class Benign:
         self.square = torch.zeros(0, width, dtype=self.kind, device=device)
         self.count = torch.zeros(0, dtype=self.kind, device=device)
         self.lengths: set[int] = set()
+        self.counts: set[int] = set()
 
     def add(self, rows: Tensor, mask: Tensor | None) -> None:
         """``rows`` [B, T, D] float32, ``mask`` [B, T] or None."""
@@ -97,6 +98,7 @@ class Benign:
             self.count = pad(self.count, (0, grow))
         if mask is None:
             mask = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+        self.counts.update(mask.sum(1).unique().tolist())
         kept = torch.where(mask.unsqueeze(-1), rows, 0.0)
         self.sum[: rows.shape[1]] += kept.sum(0)
         self.square[: rows.shape[1]] += kept.square().sum(0)
@@ -107,7 +109,8 @@ class Benign:
         """After how many tokens positions repeat."""
         if all(n % CHUNK == 0 for n in self.lengths):
             return CHUNK
-        return max(self.lengths) if len(self.lengths) == 1 and max(self.lengths) <= LONGEST else 1
+        filled = len(self.lengths) == 1 and len(self.counts) == 1  # every prompt is filled up to one length
+        return max(self.lengths) if filled and max(self.lengths) <= LONGEST else 1
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean by position ``[L, D]`` and deviation around it ``[D]``, float32."""
