@@ -86,11 +86,13 @@ class Run:
 
     def discover(self, recipe: sr.Concept, steps: int, seed: int, pictures: int, prompts: int) -> sr.Direction:
         """Directions; nothing is left behind where it fails or is interrupted."""
+        from ..saferegion.discover import DiscoverySettings, discover
+
         log.info("Safe Region: discovering '%s' through %s.", recipe.name, type(self.model.model).__name__)
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="safe-region-", dir=folder) as kept:
-            settings = sr.DiscoverySettings(
+            settings = DiscoverySettings(
                 seed=seed,
                 steps=steps,
                 pictures=pictures,
@@ -103,7 +105,7 @@ class Run:
 
             def attempt(recompute: bool) -> sr.Direction:
                 with torch.inference_mode(False):
-                    return sr.discover(
+                    return discover(
                         recipe,
                         _Outside(self.encoder),
                         HostDenoiser(self.model, self.clip, *self.size, BATCH),

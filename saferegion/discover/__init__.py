@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from ..core.errors import DiscoverError
 from .model import Denoiser
 from .run import STAGES, SUFFIX, discover
@@ -18,3 +22,13 @@ __all__ = [
     "discover",
     "discover_vector",
 ]
+
+
+class _Package(ModuleType):
+    """``saferegion.discover`` is this package once it is imported, and is called as the function all the same."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return discover(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Package
