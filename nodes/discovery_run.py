@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -125,7 +126,7 @@ class Run:
 
         def told(stage: str, loss: float) -> None:
             nonlocal last
-            text = f"{recipe.title or recipe.name}: {stage}" + (f", loss {loss:.4f}" if loss == loss else "")
+            text = f"{recipe.title or recipe.name}: {stage}" + ("" if math.isnan(loss) else f", loss {loss:.4f}")
             if text != last:
                 self.tell(text)
             last = text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import folder_paths
 
@@ -19,9 +18,7 @@ PACKS = "packs"
 
 def register() -> None:
     """Make ``models/safe_region`` known to the host; paths from extra_model_paths.yaml stay."""
-    folders: list[str]
-    suffixes: Any
-    folders, suffixes = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
+    folders: list[str] = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))[0]
     default = os.path.join(folder_paths.models_dir, FOLDER)
     folders = [*folders, *([] if default in folders else [default])]
     folder_paths.folder_names_and_paths[FOLDER] = (folders, {SUFFIX, *RECIPES})

@@ -179,7 +179,7 @@ class ConceptFromWords:
 
 def words(text: str) -> list[str]:
     """Words or phrases, one a line or with commas between."""
-    return [w for w in re.split(r"[,，、\n]", text) if w.strip()]
+    return [w for w in re.split(r"[,\uff0c\u3001\n]", text) if w.strip()]
 
 
 class LoadDirections:

@@ -91,15 +91,15 @@ def guard_entry(
         kind, model, boxes = options[GLIGEN]
         guarded = []
         for vector, *place in boxes:
-            vector, report = family.vector(guard, vector)
-            guarded.append((vector, *place))
+            inside, report = family.vector(guard, vector)
+            guarded.append((inside, *place))
             reports.append(report)
         options[GLIGEN] = (kind, model, guarded)
     if options.get(REFERENCE) is not None:
         texts = []
         for text in options[REFERENCE]:
-            text, _, _, report = family.guard(guard, text, None, {})
-            texts.append(text)
+            inside, _, _, report = family.guard(guard, text, None, {})
+            texts.append(inside)
             reports.append(report)
         options[REFERENCE] = texts
     return tokens, options, [r for r in reports if r is not None]
@@ -245,8 +245,8 @@ class SamplingGuard:
         found: dict[str, Any] = {}
         for name, entries in conds.items():
             found[name] = []
-            for entry in entries or ():
-                entry = {k: _moved(v, device) if _is_text(k) else v for k, v in entry.items()}
+            for given in entries or ():
+                entry = {k: _moved(v, device) if _is_text(k) else v for k, v in given.items()}
                 if name == NEGATIVE and not self.negative:
                     found[name].append(entry)
                     continue
