@@ -116,7 +116,7 @@ class Short(FakeEncoder):
 
 
 def test_encoders_without_padding_compile(neutral: list[str]) -> None:
-    d = compile(fire(), Short(pooled=False), neutral)
+    d = compile(fire(), Short(pooled=False), [*neutral, *(n.split(" and ")[0] for n in neutral)])
     assert d.rest["tokens"].shape[0] == 1, "positions carry nothing where lengths differ"
     c = Short(pooled=False)([u for u, _ in fire().pairs])
     assert float((SafeRegion([d]).score(c) > 0).float().mean()) > 0.9
@@ -149,7 +149,7 @@ def test_an_encoder_that_cannot_be_used_is_refused(neutral: list[str], how: str,
 
 
 def test_a_recipe_without_contrast_for_this_encoder_is_refused(neutral: list[str]) -> None:
-    rows = [(f"a {n}, number {i}", f"a {n}, number {i + 500}") for i in range(6) for n in NOUNS]
+    rows = [(f"a {n}, number {31 * i * i + k + 1}", f"a {n}, number {37 * i * i + 7 * k}") for i in range(9) for k, n in enumerate(NOUNS)]
     with pytest.raises(NotSeparableError, match="does not separate|same embeddings"):
         compile(Concept.from_pairs("nothing", rows), FakeEncoder(), neutral)
 

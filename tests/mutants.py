@@ -1,0 +1,115 @@
+"""Do the tests notice when the core breaks? Each mutant changes one line in a copy; its tests must fail.
+
+    python tests/mutants.py [NUMBER ...]      writes benchmarks/mutants.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+GEOMETRY, DETECTOR, REGION = "test_geometry.py", "test_detector.py", "test_region.py"
+CORE = "saferegion/core/"
+
+MUTANTS: list[tuple[str, str, str, tuple[str, ...]]] = [
+    # solve
+    (CORE + "geometry.py", "return excess.clamp_min(0)\n", "return excess\n", (GEOMETRY, REGION)),
+    (CORE + "geometry.py", "- gram / most)", "+ gram / most)", (GEOMETRY,)),
+    (CORE + "geometry.py", "push = excess / most", "push = excess", (GEOMETRY,)),
+    (CORE + "geometry.py", "ahead, kept).clamp_min(0)", "ahead, kept)", (GEOMETRY,)),
+    (CORE + "geometry.py", "if float(apart) < SETTLED:", "if True:", (GEOMETRY,)),
+    (CORE + "geometry.py", "beta=-1)", "beta=1)", (DETECTOR,)),
+    (CORE + "geometry.py", "torch.where(mask.unsqueeze(-1), values, 0.0).sum(1)", "values.sum(1)", (GEOMETRY, DETECTOR)),
+    (CORE + "geometry.py", "with torch.autocast(kind, enabled=False):", "if True:", (GEOMETRY,)),
+    # readout and detector
+    (CORE + "readout.py", "shifted = following.index_select(1, after)", "shifted = following", (DETECTOR,)),
+    (CORE + "readout.py", "shifted = torch.where(mask.index_select(1, after).unsqueeze(-1), shifted, following)", "pass", (DETECTOR,)),
+    (CORE + "readout.py", "| ((self.period > 1) & ((at + 1) % self.period == 0))", "", (DETECTOR,)),
+    (CORE + "readout.py", "each = each.masked_fill(~mask.unsqueeze(-1), -torch.inf)", "pass", (DETECTOR,)),
+    (CORE + "readout.py", "return torch.cat([each.amax(1), whole], -1)", "return torch.cat([each.mean(1), whole], -1)", (DETECTOR,)),
+    (CORE + "readout.py", "o.T[at % o.shape[1]]", "o.T[at * 0]", (DETECTOR,)),
+    (CORE + "readout.py", "if not bool(torch.isfinite(value).all()):", "if False:", (DETECTOR,)),
+    (CORE + "readout.py", "if float(value.abs().max()) > LARGEST_VALUE:", "if False:", (DETECTOR,)),
+    (CORE + "detector.py", "return scores - here[\"borders\"]", "return scores", (DETECTOR, REGION)),
+    (CORE + "detector.py", "here[\"left\"]) + scores", "here[\"left\"]) - scores", (DETECTOR,)),
+    (CORE + "detector.py", "found = torch.minimum(own,", "found = torch.maximum(own,", (DETECTOR, REGION)),
+    (CORE + "detector.py", "thresholds=self.thresholds * part", "thresholds=self.thresholds", (DETECTOR,)),
+    (CORE + "detector.py", "if float(torch.cat(borders).abs().max()) > FURTHEST:", "if False:", (DETECTOR,)),
+    (CORE + "detector.py", "[:, order].amax(-1)", "[:, order].amin(-1)", (DETECTOR, REGION)),
+    # move
+    (CORE + "movers.py", "excess = along[..., :half] - here[\"target\"]", "excess = along[..., :half] + 1", (REGION,)),
+    (CORE + "movers.py", "excess = torch.where(mine[..., :half], excess, geometry.SHUT)", "pass", (REGION,)),
+    (CORE + "movers.py", "solved * here[\"part\"][:half]", "solved", (REGION,)),
+    (CORE + "movers.py", "(power - 1).clamp_min(0)", "(power - 1) * 0", (REGION,)),
+    (CORE + "movers.py", "given = -torch.where(mine[..., half:]", "given = torch.where(mine[..., half:]", (REGION,)),
+    (CORE + "region.py", "a if mask is None else torch.where(mask.unsqueeze(-1), a, 0.0)\n        return Motion(amounts, {} if", "a\n        return Motion(amounts, {} if", (REGION,)),
+    # verify
+    (CORE + "region.py", "return open_ & opened.any(1, keepdim=True) & here[\"closes\"]", "return open_ & False", (REGION,)),
+    (CORE + "region.py", "& opened.any(1, keepdim=True) & here[\"closes\"]", "& opened & here[\"closes\"]", (REGION,)),
+    (CORE + "region.py", "open_ = open_ | still.index_select(1, here[\"witness\"]) & here[\"witnessed\"] & opened", "pass", (REGION,)),
+    (CORE + "region.py", "motion = self._rest(after, motion, still, slack)", "pass", (REGION,)),
+    (CORE + "region.py", "unresolved = self.verify(now, opened, None)", "unresolved = None", (REGION,)),
+    (CORE + "region.py", "motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)", "motion = self.move(seen, opened, depth, motion)", (REGION,)),
+    (CORE + "region.py", "new = torch.where(amount.ne(0).any(-1, keepdim=True), new, view.rows)", "pass", (REGION,)),
+    (CORE + "region.py", "if not is_open:\n                return c,", "if False:\n                return c,", (REGION,)),
+    (CORE + "region.py", "_require_finite(sums[: len(seen)], seen)", "pass", (REGION,)),
+    (CORE + "region.py", "order = sorted(range(len(self.names)), key=lambda i: (self.names[i], self.directions[i].digest()))", "order = list(range(len(self.names)))", (REGION,)),
+    (CORE + "region.py", "self.encoder.require(c.encoder, \"This safe region\")", "pass", (REGION,)),
+    (CORE + "region.py", "most = 1.0 if mode == \"erase\" else STRONGEST", "most = STRONGEST", (REGION,)),
+    (CORE + "direction.py", "if missing and self.meta.method != \"imported\":", "if False:", (REGION,)),
+    (CORE + "report.py", "if self.unresolved:\n", "if False:\n", (REGION,)),
+    (CORE + "spaces.py", "if top < down and up < bottom and left < far and near < right:", "if False:", ("test_conditioning.py",)),
+    # fingerprint and files
+    (CORE + "fingerprint.py", "return self.distance(other) <= TOLERANCE", "return self.distance(other) <= 0.6", ("test_fingerprint.py",)),
+    (CORE + "fingerprint.py", "if self.widths != other.widths:\n            return float(\"inf\")", "if False:\n            return float(\"inf\")", ("test_fingerprint.py",)),
+    ("saferegion/learn/calibrate.py", "low = max(low, float(empty[i]) + CLEAR)", "pass", ("test_compile.py",)),
+    ("saferegion/learn/calibrate.py", "float(torch.quantile(near[:, i].double(), NEAR))", "float(torch.quantile(near[:, i].double(), 0.0))", ("test_compile.py",)),
+]  # fmt: skip
+
+
+def caught(number: int, folder: Path) -> bool:
+    """Whether the tests of a mutant fail in a copy of the project."""
+    file, old, new, tests = MUTANTS[number]
+    path = folder / file
+    text = path.read_text(encoding="utf-8")
+    if text.count(old) < 1:
+        raise SystemExit(f"mutant {number}: {old!r} no longer stands in {file}; write it anew")
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-m", "not slow and not hosts", "-p", "no:cacheprovider"]
+        command += [f"tests/unit/{t}" for t in tests]
+        where = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=folder, env=where, capture_output=True, timeout=900).returncode != 0
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def main(numbers: list[int]) -> None:
+    chosen = numbers or list(range(len(MUTANTS)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("saferegion", "tests/unit", "vectors"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        rows = []
+        for number in chosen:
+            start = time.monotonic()
+            found = caught(number, folder)
+            rows.append({"file": MUTANTS[number][0], "from": MUTANTS[number][1], "to": MUTANTS[number][2], "caught": found})
+            print(f"{number:3d} {'caught  ' if found else 'SURVIVED'} {time.monotonic() - start:5.1f} s  {MUTANTS[number][1][:80]!r}", flush=True)
+    total = sum(r["caught"] for r in rows)
+    print(f"{total} of {len(rows)} mutants caught")
+    if not numbers:
+        out = ROOT / "benchmarks" / "mutants.json"
+        out.write_text(json.dumps({"caught": total, "mutants": len(rows), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main([int(a) for a in sys.argv[1:]])
