@@ -33,10 +33,6 @@ NAME = "microworld"
 HOSTS = {"comfyui_host", "webui_host"}
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "hosts: runs in a real host, which takes minutes (without: -m 'not hosts')")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents and HOSTS & set(getattr(item, "fixturenames", ())):
