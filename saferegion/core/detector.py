@@ -206,6 +206,16 @@ class Panel:
             scores = torch.cat([scores, sums], -1)
         return scores - here["borders"]
 
+    def over(self, scores: Tensor, slack: Tensor) -> Tensor:
+        """Terms that are over their border, or part of a joint term that is: bool ``[B, N]``."""
+        columns = self.columns(scores) + slack > 0
+        found = columns[:, : scores.shape[1]]
+        if self.joint:
+            here, sums = self.on(scores.device), columns[:, scores.shape[1] :].float()
+            for side in ("left", "right"):
+                found = found | (torch.zeros_like(scores).index_add(1, here[side], sums) > 0)
+        return found
+
     def distances(self, scores: Tensor, slack: Tensor | None = None) -> Tensor:
         """``[B, K]``: how far each detector is over its border, in benign deviations; at most 0 inside. Inside, terms
         that a joint term sums count through the sum alone, which orders prompts better. ``slack`` [N + J] is added

@@ -1,27 +1,26 @@
 """The safe region of several concepts: detect, move, verify.
 
-Everything happens in coordinates: one product a space gives each token's coordinates along what the detectors ask and
-along what the movers move, and as all of it is linear, what a move does to them is a small product more. So *verify*
-asks the detectors again without a second look at the tokens, and ``apply`` (which may synchronise once) and
-``project`` (which never does) are the same three functions.
+Everything happens in coordinates (:mod:`saferegion.core.atlas`), so *verify* asks the detectors again without a second
+look at the tokens, and ``apply`` (which may synchronise once) and ``project`` (which never does) are the same three
+functions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
-
 import torch
 
 from . import geometry
+from .atlas import Atlas, Motion
 from .conditioning import POOLED, TOKENS, Conditioning, Space
-from .detector import Panel, Seen
+from .detector import Seen
 from .direction import Direction
 from .errors import ConditioningError, SafeRegionError
 from .fingerprint import Fingerprint
 from .movers import Fleet, HalfSpaces
-from .report import Reading, Report, column_name
+from .reading import reading
+from .report import Reading, Report
 
 Tensor = torch.Tensor
 
@@ -32,13 +31,6 @@ STRONGEST = 10.0
 """Largest strength."""
 FURTHER = (1.0,)
 """How much further in than the target a concept goes that is still open, in its own displacements, step by step."""
-
-
-class Motion(NamedTuple):
-    """What is done, by space: amounts [B, T, K] along the movers' vectors, and tokens [B, T] that go to rest."""
-
-    amounts: dict[str, Tensor]
-    rests: dict[str, Tensor]
 
 
 class SafeRegion:
@@ -80,16 +72,14 @@ class SafeRegion:
         self._sorted = [self.directions[i] for i in order]
         self._power = [self.strengths[i] for i in order]
         self._place = [order.index(i) for i in range(len(order))]
-        self._fleets = {s: self._fleet(s) for s in dict.fromkeys(s for d in self._sorted for s in d.movers)}
+        fleets = {s: self._fleet(s) for s in dict.fromkeys(s for d in self._sorted for s in d.movers)}
         asked = [d.detector for d in self._sorted if d.detector is not None]
         self._asks = len(asked) == len(self._sorted)
         witnesses = [(k, d.witness) for k, d in enumerate(self._sorted) if d.witness is not None and self._asks]
         self._second = [k for k, _ in witnesses]
         detectors = [*asked, *(w for _, w in witnesses)] if self._asks else []
-        self._panel = Panel(detectors, {s: (f.vectors, f.bias) for s, f in self._fleets.items()})
+        self._atlas = Atlas(fleets, detectors)
         self._constants: dict[torch.device, dict[str, Tensor]] = {}
-        self._shifts: dict[tuple[str, torch.device], Tensor] = {}
-        self._rests: dict[tuple[str, int, torch.device], Tensor] = {}
         self._windows: dict[tuple[int, ...], SafeRegion] = {}
         self._known: dict[object, None] = {}
 
@@ -100,7 +90,7 @@ class SafeRegion:
 
     def detect(self, seen: Seen) -> Tensor:
         """Distance of every concept over its border ``[B, K]``, in the region's own order; at most 0 inside."""
-        return self._panel.distances(self._panel.scores(seen))[:, : len(self._sorted)]
+        return self._atlas.panel.distances(self._atlas.panel.scores(seen))[:, : len(self._sorted)]
 
     def move(self, seen: Seen, opened: Tensor, depth: Tensor, before: Motion | None = None) -> Motion:
         """The nearest point inside the half-spaces of the open concepts, and their offsets.
@@ -112,15 +102,14 @@ class SafeRegion:
         amounts = {}
         for space, (x, mask) in seen.items():
             start = None if before is None else before.amounts[space]
-            along = x[..., self._panel.forms[space].along]
-            a = self._fleets[space].amounts(along, opened, depth, start)
+            a = self._atlas.fleets[space].amounts(self._atlas.along(space, x), opened, depth, start)
             amounts[space] = a if mask is None else torch.where(mask.unsqueeze(-1), a, 0.0)
         return Motion(amounts, {} if before is None else before.rests)
 
     def verify(self, seen: Seen, opened: Tensor, slack: Tensor | None) -> Tensor:
         """What is open now in the prompts that move: bool [B, K]. Of the concepts that were open their witness is asked
         too; others may be opened by the move. Concepts of a strength below 1 are not asked: they go part of the way."""
-        far = self._panel.distances(self._panel.scores(seen), slack)
+        far = self._atlas.panel.distances(self._atlas.panel.scores(seen), slack)
         here = self._on(far.device)
         still = far > 0
         open_ = still[:, : len(self._sorted)]
@@ -133,7 +122,7 @@ class SafeRegion:
         to rest. Returns the motion and what is open still; ``done`` may end early where nothing is."""
         depth = torch.zeros(opened.shape, device=opened.device)
         motion = self.move(seen, opened, depth)
-        after = self._after(seen, motion)
+        after = self._atlas.after(seen, motion)
         still = self.verify(after, opened, slack)
         for further in FURTHER:
             if done(still):
@@ -141,12 +130,19 @@ class SafeRegion:
             depth = torch.where(still & opened, further, depth)
             opened = opened | still
             motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)
-            after = self._after(seen, motion)
+            after = self._atlas.after(seen, motion)
             still = self.verify(after, opened, slack)
         if done(still):
             return motion, still
         motion = self._rest(after, motion, still, slack)
-        return motion, self.verify(self._after(seen, motion), opened | still, slack)
+        return motion, self.verify(self._atlas.after(seen, motion), opened | still, slack)
+
+    def _rest(self, after: Seen, motion: Motion, still: Tensor, slack: Tensor) -> Motion:
+        """The last resort: tokens that hold what is open still go to rest."""
+        panel = self._atlas.panel
+        scores = panel.scores(after)
+        over = panel.over(scores, slack) & still.index_select(1, self._on(still.device)["concept"])
+        return Motion(motion.amounts, motion.rests | self._atlas.holding(after, over))
 
     # -- once a generation ---------------------------------------------------------------------------------------
 
@@ -162,7 +158,7 @@ class SafeRegion:
         """
         self._fits(c)
         with geometry.exact(c.tokens.device):
-            seen = self._panel.read(c)
+            seen = self._atlas.panel.read(c)
             if self.mode != "project":
                 return self._always(c, seen)
             far = self.detect(seen)
@@ -178,10 +174,10 @@ class SafeRegion:
             if not is_open:
                 return c, self._report(before, before, opened.any(1), None)
             near = far.device.type == "cpu"
-            slack = self._slack(c.tokens.dtype, [v.rows for v in c.views()])
+            slack = self._atlas.slack(c)
             motion, _ = self.close(seen, opened, slack, lambda still: near and not bool(still.any()))
-            moved = self._moved(c, motion)
-            now = self._panel.read(moved)
+            moved = self._atlas.moved(c, motion)
+            now = self._atlas.panel.read(moved)
             after = self._reading(self.detect(now), now)
             unresolved = self.verify(now, opened, None)
             return moved, self._report(before, after, opened.any(1), unresolved)
@@ -195,7 +191,7 @@ class SafeRegion:
         if not self._asks:
             raise SafeRegionError("Directions that can only steer have no border to score against.")
         with geometry.exact(c.tokens.device):
-            seen = self._panel.read(c)
+            seen = self._atlas.panel.read(c)
             _require_finite([float(x.sum()) for x, _ in seen.values()], seen)
             return self.detect(seen)[:, self._place]
 
@@ -213,8 +209,8 @@ class SafeRegion:
 
     def project_pooled(self, pooled: Tensor) -> Tensor:
         """As :meth:`project`, for a pooled vector ``[B, P]``."""
-        if POOLED not in self._fleets:
-            raise ConditioningError(_unknown_space(POOLED, self._fleets))
+        if POOLED not in self._atlas.fleets:
+            raise ConditioningError(_unknown_space(POOLED, self._atlas.fleets))
         rows = pooled.unsqueeze(1)
         c = object.__new__(Conditioning)
         c._set(rows, None, None, (Space(POOLED),), None)
@@ -223,18 +219,18 @@ class SafeRegion:
     def _projected(self, c: Conditioning) -> Conditioning:
         self._spaces_fit(c)
         with geometry.exact(c.tokens.device):
-            seen = self._panel.read(c)
+            seen = self._atlas.panel.read(c)
             if self.mode != "project":
-                return self._moved(c, self._everywhere(seen))
+                return self._atlas.moved(c, self._everywhere(seen))
             broken = {s: ~torch.isfinite(x.sum(-1)) for s, (x, _) in seen.items()}
-            whole = {s: self._at_rest(s, x, broken[s]) for s, (x, _) in seen.items()}
+            whole = {s: self._atlas.at_rest(s, x, broken[s]) for s, (x, _) in seen.items()}
             seen = {s: (whole[s], mask) for s, (_, mask) in seen.items()}
             far = self.detect(seen)
             opened = (far > 0) & self._on(far.device)["on"]
-            slack = self._slack(c.tokens.dtype, [v.rows for v in c.views()]).nan_to_num()
+            slack = self._atlas.slack(c)
             motion, _ = self.close(seen, opened, slack, lambda still: False)
             rests = {s: b | motion.rests[s] if s in motion.rests else b for s, b in broken.items()}
-            return self._moved(c, Motion(motion.amounts, rests))
+            return self._atlas.moved(c, Motion(motion.amounts, rests))
 
     def at(self, fraction: float) -> SafeRegion | None:
         """The region of the concepts whose step window holds ``fraction`` of the sampling (0 first step, 1 end)."""
@@ -251,108 +247,16 @@ class SafeRegion:
             self._windows[key] = SafeRegion(chosen, strength, self.mode)
         return self._windows[key]
 
-    # -- coordinates ---------------------------------------------------------------------------------------------
-
-    def _after(self, seen: Seen, motion: Motion) -> Seen:
-        """What the detectors see after a motion: the coordinates but for those along the movers."""
-        found: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for space, (x, mask) in seen.items():
-            asked = x[..., : self._panel.forms[space].along.start]
-            shift = self._shift(space, x.device).expand(len(x), -1, -1)
-            new = torch.baddbmm(asked, motion.amounts[space], shift, alpha=-1)
-            if space in motion.rests:
-                new = self._at_rest(space, new, motion.rests[space])
-            found[space] = (new, mask)
-        return found
-
-    def _shift(self, space: str, device: torch.device) -> Tensor:
-        """``[K, M]``: what a step along each vector does to the coordinates that detectors ask."""
-        key = (space, device)
-        if key not in self._shifts:
-            with torch.inference_mode(False):
-                forms = self._panel.forms[space]
-                weight = forms.weight[:, : forms.along.start].double()
-                self._shifts[key] = (self._fleets[space].vectors.double() @ weight).float().to(device)
-        return self._shifts[key]
-
-    def _at_rest(self, space: str, x: Tensor, where: Tensor) -> Tensor:
-        """Coordinates with those of the benign mean of each position for the tokens in ``where`` [B, T]."""
-        key = (space, x.shape[1], x.device)
-        if key not in self._rests:
-            if len(self._rests) >= LARGEST:
-                self._rests.clear()
-            with torch.inference_mode(False):
-                _, rest = self._fleets[space].at(x.shape[1], x.device)
-                forms = self._panel.forms[space]
-                bias = forms.bias(x.shape[1], x.device)[0]
-                self._rests[key] = geometry.coordinates(rest.unsqueeze(0), self._panel.weight(space, x.device), bias)[0]
-        return torch.where(where.unsqueeze(-1), self._rests[key][:, : x.shape[-1]], x)
-
-    def _rest(self, after: Seen, motion: Motion, still: Tensor, slack: Tensor) -> Motion:
-        """Tokens that hold what is open still go to rest: those over the benign mean of a term that is over."""
-        panel = self._panel
-        scores = panel.scores(after)
-        columns = panel.columns(scores) + slack > 0
-        here = self._on(still.device)
-        over = columns[:, : scores.shape[1]] & still.index_select(1, here["concept"])
-        if panel.joint:
-            sums = columns[:, scores.shape[1] :]
-            constants = panel.on(still.device)
-            for side in ("left", "right"):
-                reached = torch.zeros(over.shape, device=over.device).index_add(1, constants[side], sums.float()) > 0
-                over = over | reached & still.index_select(1, here["concept"])
-        rests = dict(motion.rests)
-        for space, (x, mask) in after.items():
-            forms = panel.forms[space]
-            if not forms.facets:
-                continue
-            each, _ = forms.held(x, mask)
-            z = torch.cat([each, x[..., forms.whole]], -1)
-            owner = self._owner(space, x.device)
-            holds = (z > 0) & over.index_select(1, owner).unsqueeze(1)
-            where = holds.any(-1)
-            rests[space] = where if mask is None else where & mask
-        return Motion(motion.amounts, rests)
-
-    def _owner(self, space: str, device: torch.device) -> Tensor:
-        here = self._on(device)
-        key = f"owner.{space}"
-        if key not in here:
-            with torch.inference_mode(False):
-                here[key] = torch.tensor(self._panel.forms[space].owner, dtype=torch.int64, device=device)
-        return here[key]
-
-    def _moved(self, c: Conditioning, motion: Motion) -> Conditioning:
-        """The conditioning after a motion; tokens that did not move keep every bit."""
-        rows = {}
-        for view in c.views():
-            if view.space not in motion.amounts:
-                continue
-            amount, fleet = motion.amounts[view.space], self._fleets[view.space]
-            here = fleet.on(view.rows.device)
-            new = (view.rows.float() - geometry.combine(amount, here["vectors"])).to(view.rows.dtype)
-            new = torch.where(amount.ne(0).any(-1, keepdim=True), new, view.rows)
-            if view.space in motion.rests:
-                _, rest = fleet.at(view.rows.shape[1], view.rows.device)
-                new = torch.where(motion.rests[view.space].unsqueeze(-1), rest.to(view.rows.dtype), new)
-            rows[view.space] = new
-        return c.with_views(rows)
-
-    def _slack(self, dtype: torch.dtype, rows: Sequence[Tensor]) -> Tensor:
-        size = torch.stack([r.float().square().mean() if r.numel() else r.float().sum() for r in rows]).amax().sqrt()
-        return self._panel.slack(dtype, size, tuple(self._panel.forms))
-
     # -- the other modes -----------------------------------------------------------------------------------------
 
     def _everywhere(self, seen: Seen) -> Motion:
         """Steer: every token, always, by strength displacements. Erase: to the benign mean along all concepts."""
         amounts = {}
         for space, (x, mask) in seen.items():
-            fleet = self._fleets[space]
+            fleet = self._atlas.fleets[space]
             here, half = fleet.on(x.device), fleet.half
             if self.mode == "erase":
-                along = x[..., self._panel.forms[space].along]
-                a = geometry.combine(along, here["inverse"]) * here["part"]
+                a = geometry.combine(self._atlas.along(space, x), here["inverse"]) * here["part"]
             else:
                 b, _ = fleet.at(x.shape[1], x.device)
                 fixed = (here["length"][:half] * here["strength"][:half]).expand(len(x), x.shape[1], -1)
@@ -363,12 +267,12 @@ class SafeRegion:
 
     def _always(self, c: Conditioning, seen: Seen) -> tuple[Conditioning, Report]:
         _require_finite([float(x.sum()) for x, _ in seen.values()], seen)
-        moved = self._moved(c, self._everywhere(seen))
+        moved = self._atlas.moved(c, self._everywhere(seen))
         nothing = torch.full((len(c.tokens), len(self.names)), -math.inf)
         blank = Reading(nothing, lambda: [[] for _ in self.names], dict)
         before = after = blank
         if self._asks:
-            now = self._panel.read(moved)
+            now = self._atlas.panel.read(moved)
             before, after = self._reading(self.detect(seen), seen), self._reading(self.detect(now), now)
         touched = [(v.rows != w.rows).flatten(1).any(1) for v, w in zip(c.views(), moved.views(), strict=True)]
         which = torch.stack([t.to(touched[0].device) for t in touched]).any(0)
@@ -379,33 +283,7 @@ class SafeRegion:
     # -- reports -------------------------------------------------------------------------------------------------
 
     def _reading(self, far: Tensor, seen: Seen) -> Reading:
-        return Reading(far[:, self._place], lambda: self._columns(seen), lambda: self._held(seen))
-
-    def _columns(self, seen: Seen) -> list[list[tuple[str, Tensor]]]:
-        panel = self._panel
-        found = panel.columns(panel.scores(seen)).detach().cpu()
-        spans = [panel.names(k) for k in range(len(self._sorted))]
-        return [[(column_name(r), found[:, i]) for i, r in spans[k]] for k in self._place]
-
-    def _held(self, seen: Seen) -> dict[str, Tensor]:
-        panel, found = self._panel, {}
-        for space, (x, mask) in seen.items():
-            forms = panel.forms[space]
-            each, _ = forms.held(x, mask)
-            if not each.shape[-1]:
-                continue
-            each = each.detach().cpu()
-            out = torch.full((*each.shape[:2], len(self._sorted)), math.nan)
-            concept = [panel.detector_of(i) for i in forms.owner]
-            for f in range(each.shape[-1]):
-                k = concept[f]
-                if k < len(self._sorted):
-                    border = panel.terms_border(forms.owner[f])
-                    out[:, :, k] = torch.fmax(out[:, :, k], each[:, :, f] - border)
-            if mask is not None:
-                out = out.masked_fill(~mask.cpu().unsqueeze(-1), math.nan)
-            found[space] = out[..., self._place]
-        return found
+        return reading(self._atlas.panel, seen, far, self._place)
 
     def _report(self, before: Reading, after: Reading, touched: Tensor, unresolved: Tensor | None) -> Report:
         if unresolved is not None:
@@ -428,7 +306,7 @@ class SafeRegion:
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         here = self._constants.get(device)
         if here is None:
-            count, panel = len(self._sorted), self._panel
+            count, panel = len(self._sorted), self._atlas.panel
             witness = [count + self._second.index(k) if k in self._second else 0 for k in range(count)]
             detector = [panel.detector_of(i) for i in range(len(panel.terms))]
             concept = [d if d < count else self._second[d - count] if d < panel.count else 0 for d in detector]
@@ -455,8 +333,8 @@ class SafeRegion:
             return
         names = [v.space for v in c.views()]
         for name in names:
-            if name not in self._fleets and (name != POOLED or self.mode != "steer"):
-                raise ConditioningError(_unknown_space(name, self._fleets))
+            if name not in self._atlas.fleets and (name != POOLED or self.mode != "steer"):
+                raise ConditioningError(_unknown_space(name, self._atlas.fleets))
         alone = c.spaces[0].name == POOLED if len(c.spaces) == 1 else False
         for d in self._sorted if self.mode == "project" and not alone else ():
             if d.detector is not None and not d.detector.spaces() & set(names):

@@ -1,0 +1,121 @@
+"""Coordinates of every space: what a conditioning is to the detectors and movers of a region, and what a motion does.
+
+One product a space gives each token's coordinates along what the detectors ask and along what the movers move. All of
+it is linear, so what a motion does to the coordinates is a small product more, without a second look at the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from . import geometry
+from .conditioning import Conditioning, View
+from .detector import Detector, Panel, Seen
+from .movers import Fleet
+
+Tensor = torch.Tensor
+
+KEPT = 64
+"""Lengths for which the coordinates of the benign mean are kept."""
+
+
+class Motion(NamedTuple):
+    """What is done, by space: amounts [B, T, K] along the movers' vectors, and tokens [B, T] that go to rest."""
+
+    amounts: dict[str, Tensor]
+    rests: dict[str, Tensor]
+
+
+class Atlas:
+    """The detectors' panel and the movers' fleets of a region, by space."""
+
+    def __init__(self, fleets: Mapping[str, Fleet], detectors: Sequence[Detector]) -> None:
+        self.fleets = dict(fleets)
+        self.panel = Panel(detectors, {s: (f.vectors, f.bias) for s, f in fleets.items()})
+        self._shifts: dict[tuple[str, torch.device], Tensor] = {}
+        self._rests: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._owners: dict[tuple[str, torch.device], Tensor] = {}
+
+    def along(self, space: str, x: Tensor) -> Tensor:
+        """The coordinates along the movers' vectors ``[B, T, K]``."""
+        return x[..., self.panel.forms[space].along]
+
+    def after(self, seen: Seen, motion: Motion) -> Seen:
+        """What the detectors see after a motion: the coordinates but for those along the movers."""
+        found: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for space, (x, mask) in seen.items():
+            asked = x[..., : self.panel.forms[space].along.start]
+            shift = self._shift(space, x.device).expand(len(x), -1, -1)
+            new = torch.baddbmm(asked, motion.amounts[space], shift, alpha=-1)
+            if space in motion.rests:
+                new = self.at_rest(space, new, motion.rests[space])
+            found[space] = (new, mask)
+        return found
+
+    def moved(self, c: Conditioning, motion: Motion) -> Conditioning:
+        """The conditioning after a motion; tokens that did not move keep every bit."""
+        return c.with_views({v.space: self._moved(v, motion) for v in c.views() if v.space in motion.amounts})
+
+    def _moved(self, view: View, motion: Motion) -> Tensor:
+        rows, amount, fleet = view.rows, motion.amounts[view.space], self.fleets[view.space]
+        vectors = fleet.on(rows.device)["vectors"]
+        new = (rows.float() - geometry.combine(amount, vectors)).to(rows.dtype)
+        new = torch.where(amount.ne(0).any(-1, keepdim=True), new, rows)
+        if view.space not in motion.rests:
+            return new
+        _, rest = fleet.at(rows.shape[1], rows.device)
+        return torch.where(motion.rests[view.space].unsqueeze(-1), rest.to(rows.dtype), new)
+
+    def at_rest(self, space: str, x: Tensor, where: Tensor) -> Tensor:
+        """Coordinates with those of the benign mean of each position for the tokens in ``where`` [B, T]."""
+        key = (space, x.shape[1], x.device)
+        if key not in self._rests:
+            if len(self._rests) >= KEPT:
+                self._rests.clear()
+            with torch.inference_mode(False):
+                _, rest = self.fleets[space].at(x.shape[1], x.device)
+                bias = self.panel.forms[space].bias(x.shape[1], x.device)[0]
+                weight = self.panel.weight(space, x.device)
+                self._rests[key] = geometry.coordinates(rest.unsqueeze(0), weight, bias)[0]
+        return torch.where(where.unsqueeze(-1), self._rests[key][:, : x.shape[-1]], x)
+
+    def holding(self, seen: Seen, over: Tensor) -> dict[str, Tensor]:
+        """By space, tokens [B, T] that hold a term that is over (bool ``over`` [B, N]): those above its benign mean."""
+        found = {}
+        for space, (x, mask) in seen.items():
+            forms = self.panel.forms[space]
+            if not forms.facets:
+                continue
+            each, _ = forms.held(x, mask)
+            z = torch.cat([each, x[..., forms.whole]], -1)
+            holds = (z > 0) & over.index_select(1, self._owner(space, x.device)).unsqueeze(1)
+            found[space] = holds.any(-1) if mask is None else holds.any(-1) & mask
+        return found
+
+    def slack(self, c: Conditioning) -> Tensor:
+        """By how much borders must be cleared, for the dtype and the size of these tokens; see :meth:`Panel.slack`."""
+        rows = [v.rows for v in c.views()]
+        size = torch.stack([r.float().square().mean() if r.numel() else r.float().sum() for r in rows]).amax().sqrt()
+        return self.panel.slack(c.tokens.dtype, size.nan_to_num(), tuple(self.panel.forms))
+
+    def _shift(self, space: str, device: torch.device) -> Tensor:
+        """``[K, M]``: what a step along each vector does to the coordinates that detectors ask."""
+        key = (space, device)
+        if key not in self._shifts:
+            with torch.inference_mode(False):
+                forms = self.panel.forms[space]
+                weight = forms.weight[:, : forms.along.start].double()
+                self._shifts[key] = (self.fleets[space].vectors.double() @ weight).float().to(device)
+        return self._shifts[key]
+
+    def _owner(self, space: str, device: torch.device) -> Tensor:
+        """``[F]``: the term of each facet of a space."""
+        key = (space, device)
+        if key not in self._owners:
+            with torch.inference_mode(False):
+                owner = self.panel.forms[space].owner
+                self._owners[key] = torch.tensor(owner, dtype=torch.int64, device=device)
+        return self._owners[key]
