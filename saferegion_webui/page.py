@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from saferegion.core.region import MODES, STRONGEST
+from saferegion.guard.library import OWN
 
 from .arguments import NAMES, Arguments, pasted
 from .guards import concept_names
@@ -25,6 +26,12 @@ def default_concepts() -> list[str]:
     return [name for name in chosen if isinstance(name, str)] if isinstance(chosen, list | tuple) else []
 
 
+def listed(names: Iterable[str]) -> list[str]:
+    """Concepts as the page lists them: settings and parameters may hold the plain names of the user's own."""
+    known = concept_names()
+    return [OWN + name if name not in known and OWN + name in known else name for name in names]
+
+
 def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
     """The script's components by the names of its arguments, in their order; makes nothing else."""
     import gradio as gr
@@ -36,7 +43,7 @@ def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
         with gr.Row():
             concepts = gr.Dropdown(
                 choices=names,
-                value=[name for name in default_concepts() if name in names],
+                value=[name for name in listed(default_concepts()) if name in names],
                 multiselect=True,
                 label="Concepts to keep out",
                 elem_id=elem_id("concepts"),
@@ -103,7 +110,7 @@ def infotext_fields(components: dict[str, Any]) -> list[tuple[Any, Callable[[dic
             value = pasted(name, parameters)
             if name == "enabled" and value is None and not option("default_on", False):
                 return False
-            return value
+            return listed(value) if name == "concepts" and value else value
 
         return read
 
