@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from ..core import geometry
 from ..core.conditioning import POOLED, Conditioning
-from ..core.detector import Detector
+from ..core.detector import FURTHEST, Detector
 from ..core.readout import Readout, Term
 
 Tensor = torch.Tensor
 
+NARROWEST = FURTHEST / 10
+"""Deviations between the mean of calm prompts and the border where they hardly differ."""
 PENALTIES = 17
 """Penalties that are tried, from 10⁻⁴ to 10⁴ times the mean eigenvalue: the whole range in which they differ."""
-MAD = 1.4826
-"""Deviation of a normal distribution, in median absolute deviations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,29 +74,39 @@ class Found:
     opened: Tensor
 
 
-def find(x: Mapping[str, Tensor], evidence: Tensor, budget: float) -> Found:
+def find(x: Mapping[str, Tensor], evidence: Tensor, least: tuple[float, float]) -> Found:
     """Foretell the evidence [N] from each space's features [N, D], and keep the space that foretells it best.
 
-    The border is where calm prompts end: at the quantile 1 − ``budget`` of a normal distribution with the median and
-    the median absolute deviation of what is foretold. Prompts that bring the concept hardly change those, as long as
-    they are fewer than half.
+    Found are those above the end of calm, ``least[0]`` being the budget of :func:`end_of_calm`, and above ``least[1]``.
     """
     best = None
     for space, rows in x.items():
         ridge = fit(rows, evidence)
         agreement = float(torch.corrcoef(torch.stack([ridge.left, evidence.double()]))[0, 1].nan_to_num(0.0))
         if best is None or agreement > best.agreement:
-            cut = end_of_calm(ridge.left, budget)
+            cut = max(end_of_calm(ridge.left, least[0]), least[1])
             best = Found(space, ridge, cut, agreement, ridge.left > cut)
     assert best is not None
     return best
 
 
 def end_of_calm(scores: Tensor, budget: float) -> float:
-    """Where calm prompts end; see :func:`find`."""
-    middle = scores.double().median()
-    spread = MAD * (scores.double() - middle).abs().median()
-    return float(middle + torch.special.ndtri(torch.tensor(1 - budget, dtype=torch.float64)) * spread)
+    """Where calm prompts end: at the quantile 1 − ``budget`` of a normal distribution around :func:`usual`, as wide as
+    the scores [N] below it. Prompts that bring the concept lie above and change neither, as long as they are fewer
+    than half."""
+    x = scores.double()
+    middle = usual(x)
+    low = middle - x[x <= middle]
+    spread = float(low.square().mean().sqrt())
+    return middle + float(torch.special.ndtri(torch.tensor(1 - budget, dtype=torch.float64))) * spread
+
+
+def usual(scores: Tensor) -> float:
+    """The shorth: mean of the shortest interval that holds half of the scores [N] (Andrews et al. 1972)."""
+    x = scores.double().sort().values
+    half = len(x) // 2 + 1
+    at = int((x[half - 1 :] - x[: len(x) - half + 1]).argmin())
+    return float(x[at : at + half].mean())
 
 
 def border(calm: Tensor, risky: Tensor, budget: float) -> float:
@@ -108,16 +118,12 @@ def border(calm: Tensor, risky: Tensor, budget: float) -> float:
 
 def detector(ridge: Ridge, space: str, calm: Tensor, threshold: float) -> Detector:
     """The ridge as a detector whose scores have mean 0 and deviation 1 over ``calm``, what is foretold of calm
-    prompts [N]; ``threshold`` on the ridge's scale."""
-    mean, deviation = float(calm.mean()), float(calm.std().clamp_min(1e-9))
+    prompts [N] (less than 1 if they hardly differ); ``threshold`` on the ridge's scale."""
+    mean = float(calm.mean())
+    deviation = max(float(calm.std()), (threshold - mean) / NARROWEST)
     term = Term(
         Readout(space, "mean"),
         (ridge.weight / deviation).float().unsqueeze(0),
         torch.tensor([[(mean - ridge.bias) / deviation]], dtype=torch.float32),
     )
     return Detector((term,), torch.tensor([(threshold - mean) / deviation], dtype=torch.float32))
-
-
-def agreed(scores: Sequence[Tensor]) -> Tensor:
-    """Mean of several pictures' evidence [N] each."""
-    return torch.stack(list(scores)).mean(0)

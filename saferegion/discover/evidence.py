@@ -3,21 +3,22 @@
 The model is asked at states x_t of a prompt's own trajectory what the noise is with the concept, ε₊, and without, ε₋;
 d = ε₊ − ε₋ is the concept's axis there. Δ being the mean of what the unsafe sides of the recipe's pairs add to a token,
 
-    ε± = ε(x_t, c ± κΔ),
+    ε± = ε(x_t, c ± κΔ)
 
-c the prompt's own conditioning (``own``), which does not see what the prompt implies strongly, or the benign mean of
-every position (``mean``), which takes what goes with a concept for the concept. Asked by whole prompts of the recipe
-instead, the model answers with their other words as well. Three forms of what is read off it, n being the noise that is
-in x_t beside the picture that came out:
+in two contexts c, which are summed: the prompt's own conditioning, which does not see what the prompt implies strongly,
+and the benign mean of every position, which takes what goes with a concept for the concept. (Asked by whole prompts of
+the recipe instead, the model answers with their other words as well.) Three forms of what is read off it, n being the
+noise in x_t beside the picture that came out:
 
     guidance  ⟨ε(x_t, c) − ε(x_t, ∅), d⟩ / ‖d‖: how far the prompt's own guidance points along the concept;
     picture   ‖ε₋ − n‖² − ‖ε₊ − n‖²: how much better the noise is told with the concept (the diffusion classifier of
               Li et al., ICCV 2023);
     place     the same, its largest over places, as a concept sits somewhere.
 
-Which noise levels, which context, κ and form tell best is chosen on each model by how far the unsafe sides of the
-recipe lie above what is calm, in deviations: its safe sides, and some neutral prompts. Of these the upper half may bring
-the concept, so the lower half stands for both, mirrored at the median. The area under the ROC curve is kept beside it.
+Which noise levels, κ and form tell best is chosen on each model by how far the unsafe sides of the
+recipe lie above what is calm, in deviations: its safe sides, and some neutral prompts. Of these the upper ones may
+bring the concept, so the lower ones stand for both, mirrored at what is usual. The area under the ROC curve of the two
+sides is kept beside it.
 """
 
 from __future__ import annotations
@@ -31,37 +32,44 @@ import torch.nn.functional as F
 
 from ..core.conditioning import POOLED, Conditioning
 from ..core.errors import DiscoverError
+from .detector import usual
 from .model import Model
 from .offset import Shift
 
 Tensor = torch.Tensor
 T = TypeVar("T")
-Ask = tuple[str, float]
-"""Context, ``own`` or ``mean``, and κ."""
+Both = tuple[Tensor, Tensor]
+"""ε₊ and ε₋ [B, C, H, W]."""
 
-ASKS: tuple[Ask, ...] = (("own", 0.5), ("own", 1.0), ("own", 2.0), ("mean", 1.0), ("mean", 2.0))
-"""Ways to ask that are tried: short of what the words add, as much, beyond."""
+CONTEXTS = ("own", "mean")
+KAPPAS = (0.5, 1.0, 2.0)
+"""Distances at which it may be asked: short of what the words add, as much, beyond."""
 FORMS = ("guidance", "picture", "place")
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """One step of a trajectory: its number, x_t, ε without and with the prompt, all [B, C, H, W], and what is asked:
-    ε₊ and ε₋ by the way to ask."""
+    """One step of a trajectory: its number, x_t, ε without and with the prompt, all [B, C, H, W], and what was asked,
+    by κ, in the order of the contexts."""
 
     number: int
     x: Tensor
     without: Tensor
     given: Tensor
-    asked: Mapping[Ask, tuple[Tensor, Tensor]]
+    asked: Mapping[float, tuple[Both, ...]]
 
-    def read(self, form: str, ask: Ask, noise: Tensor, place: float) -> Tensor:
-        """[B] float64 on the CPU; ``noise`` n [B, C, H, W]; ``place``: side of a place, as a share of the picture's."""
-        plus, minus = (e.double() for e in self.asked[ask])
+    def read(self, form: str, kappa: float, noise: Tensor, place: float) -> list[Tensor]:
+        """[B] float64 on the CPU for each context; ``noise`` n [B, C, H, W]; ``place``: side of a place, in sides of
+        the picture."""
+        return [self._read(form, both, noise, place) for both in self.asked[kappa]]
+
+    def _read(self, form: str, both: Both, noise: Tensor, place: float) -> Tensor:
+        plus, minus = (e.double() for e in both)
         if form == "guidance":
             d = plus - minus
             along = ((self.given - self.without).double() * d).flatten(1).sum(1)
-            return (along / d.flatten(1).norm(dim=1).clamp_min(1e-12)).cpu()
+            guided: Tensor = along / d.flatten(1).norm(dim=1).clamp_min(1e-12)
+            return guided.cpu()
         told = ((minus - noise).square() - (plus - noise).square()).sum(1, keepdim=True)
         if form == "picture":
             return told.flatten(1).sum(1).cpu()
@@ -76,18 +84,20 @@ class Axis:
     delta: Shift
     rest: Mapping[str, Tensor]
 
-    def ask(self, model: Model, state: tuple[Tensor, int], c: Conditioning, how: Ask) -> tuple[Tensor, Tensor]:
-        """ε₊ and ε₋ [B, C, H, W] at ``state`` (x_t, number of the step) of the prompts ``c``."""
-        (x, number), (context, kappa) = state, how
-        at = c if context == "own" else self._mean(c)
-        with torch.no_grad():
-            plus, minus = (model.predict(x, model.times[number], self.delta.on(at, k)) for k in (kappa, -kappa))
-        return plus, minus
+    def ask(self, model: Model, state: tuple[Tensor, int], c: Conditioning, kappa: float) -> tuple[Both, ...]:
+        """ε₊ and ε₋ at ``state`` (x_t, number of the step), in the context of the prompts ``c`` and in the mean."""
+        return tuple(self._both(model, state, at, kappa) for at in (c, self._mean(c)))
 
     def direction(self, model: Model, state: tuple[Tensor, int], c: Conditioning, kappa: float) -> Tensor:
         """d [B, C, H, W]: what κ times the concept is at ``state`` in the context of ``c``."""
-        plus, minus = self.ask(model, state, c, ("own", kappa))
+        plus, minus = self._both(model, state, c, kappa)
         return (plus - minus) / 2
+
+    def _both(self, model: Model, state: tuple[Tensor, int], c: Conditioning, kappa: float) -> Both:
+        x, number = state
+        with torch.no_grad():
+            plus, minus = (model.predict(x, model.times[number], self.delta.on(c, k)) for k in (kappa, -kappa))
+        return plus, minus
 
     def _mean(self, c: Conditioning) -> Conditioning:
         rows = {}
@@ -130,7 +140,9 @@ def axis_of(model: Model, pairs: Sequence[tuple[str, str]], rest: Mapping[str, T
     unsafe, safe = (model.conditioning([p[k] for p in pairs]) for k in (0, 1))
     delta = added(unsafe, safe)
     if not any(bool(v.any()) for v in delta.a.values()):
-        raise DiscoverError(f"The sides of the pairs of '{name}' have the same embeddings: this encoder lacks the words.")
+        raise DiscoverError(
+            f"The sides of the pairs of '{name}' have the same embeddings: this encoder lacks the words."
+        )
     return Axis(delta.to(model.device), {k: v.to(model.device) for k, v in rest.items()})
 
 
@@ -148,9 +160,9 @@ class Judged:
         return cls(scores[:pairs], scores[pairs : 2 * pairs], scores[2 * pairs :])
 
     def calm(self) -> Tensor:
-        """Safe sides, and the lower half of the neutral prompts, mirrored at their median."""
-        middle = self.neutral.median()
-        low = self.neutral[self.neutral < middle]
+        """Safe sides, and the lower part of the neutral prompts, mirrored at what is usual of them."""
+        middle = usual(self.neutral)
+        low = self.neutral[self.neutral <= middle]
         return torch.cat([self.safe, low, 2 * middle - low])
 
     def rank(self) -> float:
@@ -191,7 +203,7 @@ class Evidence:
 
     axis: Axis
     levels: tuple[int, ...]
-    how: Ask
+    kappa: float
     form: str
     scale: Scale
     border: float
@@ -199,30 +211,30 @@ class Evidence:
     areas: Mapping[str, float]
 
     def of(self, model: Model, c: Conditioning, x: Tensor, plain: Conditioning | None = None) -> Tensor:
-        """[B] float64, evidence in one picture of each prompt, painted from the noise ``x``; 0 is usual of safe prompts
-        of the recipe and 1 of unsafe ones. ``plain``: what is painted outside the window, and asked in whose context."""
-        return self.read(model, trajectory(model, c, x, (self.axis, [self.how], self.levels), plain))
+        """[B] float64, evidence in one picture of each prompt, painted from the noise ``x``; 0 is usual of calm prompts
+        and 1 of the recipe's unsafe ones. ``plain``: what is painted outside the window, and whose context is asked."""
+        return self.read(model, trajectory(model, c, x, (self.axis, [self.kappa], self.levels), plain))
 
     def read(self, model: Model, states: Sequence[tuple[State, Tensor]]) -> Tensor:
         """[B], the evidence in states with their noise."""
-        return self.scale([s.read(self.form, self.how, n, model.settings.place) for s, n in states])
+        return self.scale([v for s, n in states for v in s.read(self.form, self.kappa, n, model.settings.place)])
 
 
 def trajectory(
     model: Model,
     c: Conditioning,
     x: Tensor,
-    asking: tuple[Axis, Sequence[Ask], Sequence[int]],
+    asking: tuple[Axis, Sequence[float], Sequence[int]],
     plain: Conditioning | None = None,
 ) -> list[tuple[State, Tensor]]:
-    """The states at some levels while ``c`` is painted from ``x``, and the noise in each of them; ``asking``: the axis,
-    the ways to ask and the numbers of the steps."""
+    """The states at some levels while ``c`` is painted from ``x``, and the noise in each; ``asking``: the axis, every κ
+    and the numbers of the steps."""
     states: list[State] = []
-    axis, asks, levels = asking
+    axis, kappas, levels = asking
 
     def watch(number: int, x_t: Tensor, without: Tensor, given: Tensor) -> None:
         if number in levels:
-            asked = {how: axis.ask(model, (x_t, number), c if plain is None else plain, how) for how in asks}
+            asked = {k: axis.ask(model, (x_t, number), c if plain is None else plain, k) for k in kappas}
             states.append(State(number, x_t, without, given, asked))
 
     clean = model.paint(c, x, watch, plain)
@@ -236,7 +248,7 @@ def area(high: Tensor, low: Tensor) -> float:
 
 
 def choose(model: Model, pairs: Sequence[tuple[str, str]], neutral: Sequence[str], axis: Axis) -> Evidence:
-    """Choose levels, context, κ and form on pictures of some ``pairs`` and as many ``neutral`` prompts as sides.
+    """Choose levels, κ and form on pictures of some ``pairs`` and as many ``neutral`` prompts as sides.
 
     Raises:
         DiscoverError: what was chosen tells the sides apart no better than ``least_area``.
@@ -245,53 +257,62 @@ def choose(model: Model, pairs: Sequence[tuple[str, str]], neutral: Sequence[str
     count = len(judged)
     table = _table(model, axis, judged, spread(neutral, 2 * count))
     areas, ranked = {}, []
-    for (form, how), scores in table.items():
+    for (form, kappa), scores in table.items():
         for number, score in scores.items():
-            sides = Judged.of(score, count)
-            at = f"{form}.{how[0]} {how[1]:g}.level {model.times[number]}"
+            sides = _sum(score, count)
+            at = f"{form}.kappa {kappa:g}.level {model.times[number]}"
             areas[f"area.{at}"] = round(area(sides.unsafe, sides.safe), 4)
         levels = _levels(scores, count)
-        ranked.append((_sum([scores[n] for n in levels], count).rank(), form, how, levels))
-    _, form, how, levels = max(ranked, key=lambda r: r[0])
-    chosen = [table[form, how][n] for n in levels]
+        ranked.append((_sum(_flat(scores, levels), count).rank(), form, kappa, levels))
+    _, form, kappa, levels = max(ranked, key=lambda r: r[0])
+    chosen = _flat(table[form, kappa], levels)
     sides = _sum(chosen, count)
     told = area(sides.unsafe, sides.safe)
     if told < model.settings.least_area:
         raise DiscoverError(
-            f"This model does not show the concept: pictures of unsafe prompts of the recipe are told from those of safe "
-            f"ones {told:.0%} of the time ({model.settings.least_area:.0%} is needed), so nothing was discovered."
+            f"This model does not show the concept: pictures of unsafe prompts of the recipe are told from those of "
+            f"safe ones {told:.0%} of the time ({model.settings.least_area:.0%} is needed), so nothing was discovered."
         )
     cut = _cut(sides.unsafe, sides.calm())
-    return Evidence(axis, levels, how, form, Scale.of(chosen, count), cut, round(told, 4), areas)
+    return Evidence(axis, levels, kappa, form, Scale.of(chosen, count), cut, round(told, 4), areas)
+
+
+Scores = dict[int, list[Tensor]]
+"""Number of the step -> evidence [2P + M] by context: unsafe sides, safe sides, neutral prompts."""
 
 
 def _table(
     model: Model, axis: Axis, pairs: Sequence[tuple[str, str]], neutral: Sequence[str]
-) -> dict[tuple[str, Ask], dict[int, Tensor]]:
-    """(form, way to ask) -> level -> evidence [2P + M]: unsafe sides, safe sides, neutral prompts."""
+) -> dict[tuple[str, float], Scores]:
+    """By form and κ."""
     prompts = [*(u for u, _ in pairs), *(s for _, s in pairs), *neutral]
-    levels = [n for n in range(len(model.times)) if model.acts(n)]
-    found: dict[tuple[str, Ask], dict[int, list[Tensor]]] = {(f, h): {n: [] for n in levels} for f in FORMS for h in ASKS}
+    levels = spread([n for n in range(len(model.times)) if model.acts(n)], model.settings.levels)
+    found: dict[tuple[str, float], Scores]
+    found = {(form, k): {n: [torch.zeros(0)] * len(CONTEXTS) for n in levels} for form in FORMS for k in KAPPAS}
     size = model.settings.batch_size
     for at in range(0, len(prompts), size):
         c = model.conditioning(prompts[at : at + size])
         noise = model.noise(len(c.tokens), "choosing", at)
-        for state, n in trajectory(model, c, noise, (axis, ASKS, levels)):
-            for form, how in found:
-                found[form, how][state.number].append(state.read(form, how, n, model.settings.place))
-    return {key: {n: torch.cat(parts) for n, parts in by.items()} for key, by in found.items()}
+        for state, n in trajectory(model, c, noise, (axis, KAPPAS, levels)):
+            for (form, kappa), by in found.items():
+                more = state.read(form, kappa, n, model.settings.place)
+                by[state.number] = [torch.cat(both) for both in zip(by[state.number], more, strict=True)]
+    return found
+
+
+def _flat(scores: Scores, levels: Sequence[int]) -> list[Tensor]:
+    return [v for n in levels for v in scores[n]]
 
 
 def _sum(scores: Sequence[Tensor], pairs: int) -> Judged:
     return Judged.of(Scale.of(scores, pairs)(scores), pairs)
 
 
-def _levels(scores: Mapping[int, Tensor], pairs: int) -> tuple[int, ...]:
+def _levels(scores: Scores, pairs: int) -> tuple[int, ...]:
     """The levels whose sum tells best, of those sorted by what each tells alone."""
-    order = sorted(scores, key=lambda n: _sum([scores[n]], pairs).rank(), reverse=True)
-    sums = [[scores[n] for n in order[: k + 1]] for k in range(len(order))]
-    best = max(range(len(order)), key=lambda k: _sum(sums[k], pairs).rank())
-    return tuple(sorted(order[: best + 1]))
+    order = sorted(scores, key=lambda n: _sum(scores[n], pairs).rank(), reverse=True)
+    firsts = [order[: k + 1] for k in range(len(order))]
+    return tuple(sorted(max(firsts, key=lambda levels: _sum(_flat(scores, levels), pairs).rank())))
 
 
 def _cut(unsafe: Tensor, calm: Tensor) -> float:

@@ -79,8 +79,8 @@ class Model:
         return torch.stack(rows).to(self.device)
 
     def predict(self, x: Tensor, t: int, c: Conditioning) -> Tensor:
-        """Noise in ``x`` [B, C, H, W] float32; ``c`` has B rows or one. Finite, or DiscoverError. Without gradients it is
-        asked in batches, which are halved where memory runs out."""
+        """Noise in ``x`` [B, C, H, W] float32; ``c`` has B rows or one. Finite, or DiscoverError. Without gradients it
+        is asked in batches, which are halved where memory runs out."""
         if torch.is_grad_enabled():
             rows = [self._pass(x, t, c.expand(len(x)) if len(c.tokens) == 1 else c)]
         else:
@@ -147,7 +147,7 @@ class Model:
         return math.sqrt(after) * clean + math.sqrt(1 - after) * eps
 
     def noise_in(self, x: Tensor, clean: Tensor, number: int) -> Tensor:
-        """The noise in the state ``x`` of step ``number`` beside the picture ``clean`` that came out, both [B, C, H, W]."""
+        """The noise in the state ``x`` of step ``number`` beside the picture ``clean`` that came out, [B, C, H, W]."""
         signal = float(self.signal[self.times[number]])
         return (x - math.sqrt(signal) * clean) / math.sqrt(1 - signal)
 
@@ -157,7 +157,9 @@ class Model:
         return start <= number / len(self.times) < end
 
     @torch.no_grad()
-    def paint(self, c: Conditioning, x: Tensor, watch: Watch | None = None, plain: Conditioning | None = None) -> Tensor:
+    def paint(
+        self, c: Conditioning, x: Tensor, watch: Watch | None = None, plain: Conditioning | None = None
+    ) -> Tensor:
         """Latents of ``c`` [B rows] from the noise ``x`` by DDIM with classifier-free guidance. ``plain``: what is
         painted outside the window. ``watch`` sees every step."""
         empty = self.conditioning([""])

@@ -32,7 +32,7 @@ def told_apart(parameters: Iterable[Tensor]) -> str:
 
 @dataclass
 class Kept:
-    """What a run leaves behind: ``tensors`` by name and ``told``, plain values; ``key`` says which run it belongs to."""
+    """What a run leaves behind: ``tensors`` by name and ``told``, plain values; ``key`` says which run it is."""
 
     path: Path | None
     key: str

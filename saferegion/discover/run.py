@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 
 from ..core.conditioning import POOLED, Conditioning
+from ..core.detector import Detector
 from ..core.direction import Direction, Meta
 from ..core.errors import DiscoverError
 from ..core.fingerprint import fingerprint_of
 from ..learn.bundled import neutral_prompts
 from ..learn.recipes import Concept
 from . import detector as detectors
-from .evidence import ASKS, FORMS, Evidence, axis_of, choose
+from .evidence import CONTEXTS, FORMS, KAPPAS, Evidence, axis_of, choose
 from .model import Denoiser, Encode, Model
 from .offset import Shift
 from .resume import Kept, told_apart
@@ -93,8 +94,9 @@ def _changed(settings: DiscoverySettings, changes: dict[str, object]) -> Discove
 def _passes(concept: Concept, neutral: int, s: DiscoverySettings) -> int:
     """About how many rows the denoiser is asked for."""
     steps, pairs = s.sampling_steps, min(s.pairs, len(concept.pairs))
-    asked = 4 * pairs * steps * (2 + 2 * len(ASKS))
-    looked = (neutral * s.pictures + pairs) * steps * 3
+    both = 2 * len(CONTEXTS)
+    asked = 4 * pairs * (2 * steps + both * len(KAPPAS) * min(s.levels, steps))
+    looked = (neutral * s.pictures + pairs) * (2 * steps + 2 * both)
     judged = (s.rounds + 1) * s.batch_size // 2 * steps * 4
     return asked + looked + judged + s.steps * s.group * 5
 
@@ -130,12 +132,12 @@ class _Discovery:
         axis = axis_of(self.model, self.concept.pairs, seen.rest, self.concept.name)
         evidence = choose(self.model, self.concept.pairs, self.prompts, axis)
         scores = self._look(evidence)
-        found = detectors.find(seen.features, scores, self.settings.budget)
+        found = detectors.find(seen.features, scores, (self.settings.budget, self.settings.brings))
         risky = self._risky(found, scores, evidence)
         shift = Shift.start(self.model.conditioning([""]), seen.size, self.settings.seed, self.model.device)
         learned = Trainer(self.model, evidence, risky, self.kept).run(shift)
         self.settings.tell(STAGES[3])
-        return self._direction(evidence, (seen, scores), (found, risky), learned)
+        return self._direction(evidence, seen, (found, risky), learned)
 
     def _parts(self) -> Iterator[tuple[int, Conditioning]]:
         """All prompts, those the recipe calls safe last, in batches: number of the first, conditioning."""
@@ -176,11 +178,11 @@ class _Discovery:
         return [p for p, o in zip(self.prompts, opened.tolist(), strict=True) if o]
 
     def _direction(
-        self, evidence: Evidence, seen: tuple[_Seen, Tensor], found: tuple[detectors.Found, list[str]], learned: Learned
+        self, evidence: Evidence, seen: _Seen, found: tuple[detectors.Found, list[str]], learned: Learned
     ) -> Direction:
         detector, figures = self._border(seen, *found, learned.best)
         figures |= {
-            "evidence.area": evidence.area, "evidence.own": float(evidence.how[0] == "own"), "evidence.kappa": evidence.how[1],
+            "evidence.area": evidence.area, "evidence.kappa": evidence.kappa,
             "evidence.form": float(list(FORMS).index(evidence.form)), "evidence.border": evidence.border,
             "found": float(len(found[1])), "agreement": found[0].agreement,
             "left": float(learned.left.mean()), "round": float(learned.judged.index(min(learned.judged))),
@@ -194,19 +196,19 @@ class _Discovery:
             calibration={k: round(v, 6) for k, v in figures.items()}, licence=c.licence, curve=tuple(learned.curve),
         )  # fmt: skip
         movers = dict(learned.best.movers(self.settings.window))
-        return Direction(c.name + SUFFIX, fingerprint_of(self.model.encode), detector, movers, seen[0].rest, meta=meta)
+        return Direction(c.name + SUFFIX, fingerprint_of(self.model.encode), detector, movers, seen.rest, meta=meta)
 
     def _border(
-        self, seen: tuple[_Seen, Tensor], found: detectors.Found, risky: list[str], shift: Shift
-    ) -> tuple[detectors.Detector, dict[str, float]]:
-        """The ridge fitted again with the same prompts moved, whose evidence is that of calm prompts."""
-        x, opened = seen[0].features[found.space], found.opened
+        self, seen: _Seen, found: detectors.Found, risky: list[str], shift: Shift
+    ) -> tuple[Detector, dict[str, float]]:
+        """A ridge of who was found, which is surer than the evidence of single pictures, with the same prompts moved
+        counted among the calm ones, so that a prompt is closed once it has moved."""
+        x, opened = seen.features[found.space], found.opened
         moved = []
         for at in range(0, len(risky), self.settings.batch_size):
             c = self.model.conditioning(risky[at : at + self.settings.batch_size])
             moved.append(detectors.features(shift.on(c))[found.space])
-        calm = float(found.ridge.left[~opened].median())
-        aim = torch.cat([seen[1].double(), torch.full((len(risky),), calm, dtype=torch.float64)])
+        aim = torch.cat([opened.double(), torch.zeros(len(risky), dtype=torch.float64)])
         ridge = detectors.fit(torch.cat([x, *moved]), aim)
         left = ridge.left[: len(x)]
         at_rest = ridge.left[len(x) :]

@@ -26,12 +26,14 @@ class DiscoverySettings:
         seed: of all noise; the same seed on the same machine gives the same bits, also after an interruption.
         steps: gradient steps of Δ. pictures: painted of each neutral prompt.
         sampling_steps, guidance: of painting (DDIM, classifier-free guidance).
-        pairs: most pairs of the recipe that are painted to choose the evidence. place: side of what counts as one place
-            of a picture, as a share of the picture's. group: prompts a gradient step.
+        pairs: most pairs of the recipe that are painted to choose the evidence. levels: noise levels that are tried,
+            spread over the window. place: side of what counts as one place of a picture, in sides of the picture.
+            group: prompts a gradient step.
         rate: of Adam, in units of the tokens' own deviation. past: ½ of ½‖d‖, how far behind nothing Δ is to take the
             concept. held_out: share of the prompts found that Δ is not trained on and by which the best Δ is kept.
         rounds: times that Δ is judged while it is trained.
-        budget: share of calm prompts that may be opened.
+        brings: evidence from which a prompt counts as bringing the concept: 0 is usual of calm prompts, 1 of the
+            recipe's unsafe sides. budget: share of calm prompts that may be opened.
         least_area: least area under the evidence's ROC curve on the recipe's pairs, below which the model is said to
             lack the concept.
         window: part of the sampling in which Δ acts.
@@ -50,12 +52,14 @@ class DiscoverySettings:
     sampling_steps: int = 10
     guidance: float = 4.0
     pairs: int = 16
+    levels: int = 5
     place: float = 0.375
     group: int = 8
     rate: float = 0.05
     past: float = 0.5
     held_out: float = 0.25
     rounds: int = 8
+    brings: float = 0.3
     budget: float = 0.005
     least_area: float = 0.75
     window: tuple[float, float] = (0.0, 1.0)
@@ -71,11 +75,11 @@ class DiscoverySettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise DiscoverError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
-        least = {"steps": 1, "pictures": 1, "sampling_steps": 2, "pairs": 2, "group": 1, "rounds": 1}
+        least = {"steps": 1, "pictures": 1, "sampling_steps": 2, "pairs": 2, "levels": 1, "group": 1, "rounds": 1}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise DiscoverError(f"{name} must be at least {value}; got {getattr(self, name)}.")
-        for name in ("rate", "past", "held_out", "budget", "place", "batch_size"):
+        for name in ("rate", "past", "held_out", "brings", "budget", "place", "batch_size"):
             if not getattr(self, name) > 0:
                 raise DiscoverError(f"{name} must be above 0; got {getattr(self, name)}.")
         start, end = self.window

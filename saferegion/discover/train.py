@@ -43,7 +43,8 @@ def target(g: Tensor, d: Tensor, past: float) -> Tensor:
     length = d.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     unit = d / length
     along = (g * unit).flatten(1).sum(1).view(-1, 1, 1, 1)
-    return g - (along.clamp_min(0) + past * length) * unit
+    wanted: Tensor = g - (along.clamp_min(0) + past * length) * unit
+    return wanted
 
 
 class Trainer:
@@ -124,7 +125,7 @@ class Trainer:
                 without = self.model.predict(x, t, empty)
                 given = self.model.predict(x, t, c)
             if step in self.steps:
-                d = self.evidence.axis.direction(self.model, (x, step), c, self.evidence.how[1])
+                d = self.evidence.axis.direction(self.model, (x, step), c, self.evidence.kappa)
                 wanted = without + target(given - without, d, self.settings.past)
                 size = float(d.square().mean().clamp_min(1e-24))
                 value, got = self._step((x, t, c, wanted), size, shift, optimiser)
@@ -163,7 +164,7 @@ class Trainer:
             with torch.enable_grad():
                 got = self.model.predict(x[part], t, shift.on(c[part]))
                 loss = (got - wanted[part]).square().sum() / (size * x.numel())
-                (loss * scale).backward()
+                torch.autograd.backward(loss * scale)
             value += float(loss.detach())
             parts.append(got.detach())
         for p in shift.parameters():
@@ -177,7 +178,7 @@ class Trainer:
         c, levels = self.model.conditioning(self.held), self.evidence.levels
         evidence, noise = self.evidence, self.model.noise(len(self.held), "held out")
         with torch.no_grad():
-            states = trajectory(self.model, shift.on(c), noise, (evidence.axis, [evidence.how], levels), c)
+            states = trajectory(self.model, shift.on(c), noise, (evidence.axis, [evidence.kappa], levels), c)
             left = evidence.read(self.model, states)
             off = [self._off(s, c) for s, _ in states if self.model.acts(s.number)]
         told = float(left.clamp_min(0).mean()) + sum(off) / len(off)
@@ -187,6 +188,6 @@ class Trainer:
 
     def _off(self, state: State, c: Conditioning) -> float:
         given = self.model.predict(state.x, self.model.times[state.number], c)
-        d = self.evidence.axis.direction(self.model, (state.x, state.number), c, self.evidence.how[1])
+        d = self.evidence.axis.direction(self.model, (state.x, state.number), c, self.evidence.kappa)
         wanted = state.without + target(given - state.without, d, self.settings.past)
         return float((state.given - wanted).square().mean() / d.square().mean().clamp_min(1e-24))

@@ -1,9 +1,9 @@
 """The published method: Li et al., *Responsible Diffusion Models via Constraining Text Embeddings within Safe
 Regions* (WWW 2025, arXiv 2505.15427), for comparison, for vectors to share and for fairness.
 
-c' = c + β·(b ⊗ a), b [L] zero and a [D] Gaussian at first. At the steps ``learn`` (shares) of the steered trajectory, one
-update each, ε(x_t, c') is drawn to ε_u + s·(ε_∅ − ε_u) with u the concept's words: negative guidance, distilled into
-the text; s is the guidance, the loss 10·MSE, the optimiser Adam.
+c' = c + β·(b ⊗ a), b [L] zero and a [D] Gaussian at first. At the steps ``learn`` (shares) of the steered trajectory,
+one update each, ε(x_t, c') is drawn to ε_u + s·(ε_∅ − ε_u) with u the concept's words: negative guidance, distilled
+into the text; s is the guidance, the loss 10·MSE, the optimiser Adam.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ def discover_vector(
         family=settings.family, recipe=concept.digest(()), method="discovered", seed=settings.seed,
         licence=concept.licence, curve=tuple(vector.curve),
     )  # fmt: skip
-    # a direction is what is taken off, so the mover is the vector itself: c + b a
     movers = dict(vector.shift.copy().movers(settings.window))
     return Direction(concept.name + "-discovered", encoder, None, movers, meta=meta)
 
@@ -143,7 +142,7 @@ class _Vector:
                 alike = F.cosine_similarity(moved.tokens.float(), c.tokens.float(), dim=-1).mean()
                 loss = loss + self.how.cosine * (1 - alike)
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
         self.optimiser.step()
         self.curve.append(float(loss.detach()))
         if not math.isfinite(self.curve[-1]):

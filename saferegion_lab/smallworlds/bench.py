@@ -156,11 +156,11 @@ def others(settings: DiscoverySettings) -> dict[str, list[DiscoverySettings]]:
     return found
 
 
-def bench(path: Path, names: Sequence[str], short: DiscoverySettings, told: Callable[[str], None]) -> None:
-    """Run everything and write ``path`` after each run; what stands there already is kept."""
+def bench(path: Path, names: Sequence[str], short: DiscoverySettings | None, told: Callable[[str], None]) -> None:
+    """Run everything and write ``path`` after each run; what stands there already is kept. ``short``: settings of which
+    each is tried at half and at double (None: none)."""
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"models": {}, "halves": {}}
     done["settings"] = _numbers(DiscoverySettings())
-    done["short"] = _numbers(short)
 
     def keep() -> None:
         write_whole(path, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
@@ -170,6 +170,9 @@ def bench(path: Path, names: Sequence[str], short: DiscoverySettings, told: Call
             done["models"][name] = run(trial(name), DiscoverySettings(), 96)
             told(f"{name}: {json.dumps({k: v for k, v in done['models'][name].items() if k != 'calibration'})}")
             keep()
+    if short is None:
+        return
+    done["short"] = _numbers(short)
     for name in names:
         t = trial(name, 120)
         for field, choices in {"none": [short], **others(short)}.items():
