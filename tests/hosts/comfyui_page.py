@@ -159,7 +159,8 @@ class Desk:
             RuntimeError: with the message of the node that failed.
         """
         self.page.evaluate("() => { window.ended.length = 0 }")
-        self.page.locator("[data-testid=queue-button] button").first.click()
+        older = self.page.locator("[data-testid=queue-button] button")
+        older.or_(self.page.get_by_role("button", name="Run", exact=True)).first.click()
         self.page.wait_for_function("() => window.ended.length > 0", timeout=1000 * seconds)
         kind, message = self.page.evaluate("() => window.ended[0]")
         if kind != "execution_success":
