@@ -36,6 +36,6 @@ class CompileSettings:
     pairs: int = 90
     neutral: int = 880
     own: int = 20
-    outside: float = 4e-3
+    outside: float = 3e-3
     keep: int = 800 * 2**20
     seed: int = 0
