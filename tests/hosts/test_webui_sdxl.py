@@ -7,17 +7,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import comfyui_files
 import pytest
 from host_servers import Host, WebUI
 from test_webui_extension import BENIGN, UNSAFE, Studio, same
 
 import saferegion as sr
+from saferegion.learn.recipes import recipe_text
 from saferegion_lab.microworld import DATA
 from saferegion_lab.microworld.model import TOKENIZER
 
 HERE = Path(__file__).resolve().parent
 ON = [True, ["fire"]]
+COLOURS, NOUNS, PLACES = ("red", "blue", "green"), ("house", "boat", "tree", "car"), ("meadow", "city")
+"""Of one word: random weights do not know that others mean the same."""
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +27,12 @@ def sdxl(webui_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     data = tmp_path_factory.mktemp("sdxl")
     webui_host.run(HERE / "webui_sdxl_files.py", data, TOKENIZER)
     (data / "extensions" / "safe-region").symlink_to(HERE.parents[1])
-    (data / "models" / "safe_region").mkdir()
-    for recipe in comfyui_files.RECIPES:
-        shutil.copyfile(DATA / recipe, data / "models" / "safe_region" / recipe)
+    own = data / "models" / "safe_region"
+    own.mkdir()
+    things = [f"{c} {n} in a {p}" for c in COLOURS for n in NOUNS for p in PLACES]
+    fire = sr.Concept.from_pairs("fire", [(f"a burning {thing}", f"a {thing}") for thing in things])
+    (own / "fire.yaml").write_text(recipe_text(fire), encoding="utf-8")
+    shutil.copyfile(DATA / "neutral.yaml", own / "neutral.yaml")
     (data / "config.json").write_text(json.dumps({"live_previews_enable": False}), encoding="utf-8")
     with WebUI(webui_host, data) as server:
         yield server
