@@ -40,6 +40,7 @@ _BLANK = "0" * 64
 _PLACE = re.compile(rb'"checksum":"([0-9a-f]{64})"')
 _MOVER = re.compile(r"mover\.([a-z0-9_]{1,64})\.(displacement|mean|deviation|target|b|a)")
 _REST = re.compile(r"rest\.([a-z0-9_]{1,64})")
+_SHORT = ("concept", "family", "kind", "method", "recipe")
 _DETECTORS = ("detector", "given", "witness")
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"
@@ -99,8 +100,8 @@ def is_plain(text: str, longest: int = LONGEST_TEXT, also: str = "") -> bool:
     if len(text) > longest:
         return False
     return (
-        text.isascii()
-        and text.isprintable()
+        (text.isascii()
+        and text.isprintable())
         or not any(unicodedata.category(c) in _HIDDEN and c not in also for c in text)
     )
 
@@ -198,7 +199,7 @@ class Parts:
         for key, value in metadata.items():
             if key in ("encoder", "calibration", "curve", "terms", "window"):
                 continue
-            longest = LONGEST_NAME if key in ("concept", "family", "recipe") else LONGEST_TEXT
+            longest = LONGEST_NAME if key in _SHORT else LONGEST_TEXT
             if not is_plain(value, longest, "" if key == "concept" else JOINERS):
                 raise DirectionFileError(f"metadata {key[:40]!r} holds hidden or control characters or is too long.")
 

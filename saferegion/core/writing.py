@@ -16,7 +16,8 @@ ABANDONED = 3600.0
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` whole or not at all; makes the folder, and takes away what killed runs left in it an
-    hour ago; raises OSError."""
+    hour ago; raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.part"
     try:
@@ -46,7 +47,10 @@ def read_whole(path: Path, most: int, refusal: type[SafeRegionError], limit: str
     """The bytes of a regular file, once.
 
     Args:
-        most: bytes that it may have. refusal: what is raised. limit: what is said of a larger file.
+        path: where it is.
+        most: bytes that it may have.
+        refusal: what is raised.
+        limit: what is said of a larger file.
 
     Raises:
         ``refusal``: it cannot be read, is larger, or is no file (a folder, a pipe, a device: nothing waits for it).

@@ -13,15 +13,17 @@ from pathlib import Path
 
 from ..core.direction import Direction
 from ..core.errors import DirectionFileError, NotSeparableError, RecipeError, SafeRegionError
+from ..core.file_format import LONGEST_NAME, is_plain
 from ..core.fingerprint import Fingerprint, fingerprint_of
+from ..core.writing import write_whole
 from ..learn.bundled import neutral_prompts, vectors_folder
 from ..learn.compile import compile_many
 from ..learn.recipes import NEUTRAL, Concept, read_neutral, read_recipe
 from ..learn.settings import METHOD, CompileSettings, Encode, Progress
 from .failures import Failure, recall, remember
-from .files import load_directions
+from .files import direction_of, load_directions
 from .minors import AGE, NAMES, minors_of
-from .packs import list_packs
+from .packs import Pack, list_packs
 
 log = logging.getLogger("saferegion")
 
@@ -175,8 +177,12 @@ class Library:
         concept at once both write a whole file of the same content.
 
         Args:
+            concepts: names, files, recipes or directions.
+            encode: prompts -> conditioning.
             neutral: benign prompts that calibrate all of them (None: those bundled for bundled concepts,
                 :meth:`neutral` for own ones).
+            progress: called with prompts done and in all.
+            settings: of the compilation.
 
         Raises:
             SafeRegionError: a concept that is unknown, does not compile, or is a direction file of another encoder.
@@ -184,6 +190,7 @@ class Library:
         settings = settings or CompileSettings()
         found = [c if isinstance(c, Concept | Direction) else self.find(c) for c in concepts]
         encoder = fingerprint_of(encode)
+        shelf = [] if _tag(settings) else self._packs(encoder)
         ready: dict[int, Direction] = {}
         missing: dict[tuple[str, ...], list[int]] = {}
         for i, concept in enumerate(found):
@@ -194,7 +201,7 @@ class Library:
                 continue
             benign = self._benign(concept, neutral)
             digest = concept.digest(benign)
-            kept = self._packed(concept, digest, encoder, settings) or self._cached(concept, digest, encoder, settings)
+            kept = _packed(shelf, concept, digest) or self._cached(concept, digest, encoder, settings)
             if kept is not None:
                 ready[i] = kept
                 continue
@@ -273,25 +280,15 @@ class Library:
     def _folder(self) -> Path:
         return cache_folder() if self.cache is None else self.cache
 
-    def _packed(
-        self, concept: Concept, recipe: str, encoder: Fingerprint, settings: CompileSettings
-    ) -> Direction | None:
-        if _tag(settings):
-            return None
+    def _packs(self, encoder: Fingerprint) -> list[Pack]:
+        """Those of this encoder and this fit; a damaged one costs a warning."""
+        found = []
         for path, pack in list_packs([*self.folders, self._folder()]):
             if isinstance(pack, DirectionFileError):
                 log.warning("A vector pack is ignored (%s): %s", path, pack)
-                continue
-            if pack.method != METHOD or not pack.encoder.matches(encoder):
-                continue
-            for entry in pack.entries:
-                if (entry.concept, entry.recipe) != (concept.name, recipe):
-                    continue
-                try:
-                    return _renewed(pack.direction(entry), concept)
-                except DirectionFileError as error:
-                    log.warning("A file of the vector pack '%s' is ignored: %s", pack.name, error)
-        return None
+            elif pack.method == METHOD and pack.encoder.matches(encoder):
+                found.append(pack)
+        return found
 
     def _file(self, concept: str, recipe: str, encoder: Fingerprint, settings: CompileSettings) -> Path:
         widths = "-".join(f"{n}{w}" for n, w in encoder.widths)
@@ -321,8 +318,11 @@ class Library:
         if direction.encoder is None:
             raise SafeRegionError("Only directions of a known encoder are kept.")
         stem = self._file(direction.concept, direction.meta.recipe, direction.encoder, settings)
+        path = stem.parent / f"{stem.name}-{_short(str(direction.encoder))}.safetensors"
         try:
-            direction.save(stem.parent / f"{stem.name}-{_short(str(direction.encoder))}.safetensors")
+            data = direction.to_bytes()
+            direction_of(data, path.name)
+            write_whole(path, data)
         except (OSError, SafeRegionError) as error:
             log.warning(
                 "Compiled directions cannot be kept in %s (%s), so they are compiled again next time; "
@@ -333,9 +333,26 @@ class Library:
             )
 
 
+def _packed(shelf: Sequence[Pack], concept: Concept, recipe: str) -> Direction | None:
+    """The first pack's direction; a damaged file costs a warning."""
+    for pack in shelf:
+        for entry in pack.entries:
+            if (entry.concept, entry.recipe) != (concept.name, recipe):
+                continue
+            try:
+                return _renewed(pack.direction(entry), concept)
+            except DirectionFileError as error:
+                log.warning("A file of the vector pack '%s' is ignored: %s", pack.name, error)
+    return None
+
+
 def _stems(folder: Path) -> set[str]:
     try:
-        return {p.stem for p in folder.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".")}
+        return {
+            p.stem
+            for p in folder.iterdir()
+            if p.suffix in SUFFIXES and not p.name.startswith(".") and is_plain(p.stem, LONGEST_NAME)
+        }
     except OSError:
         return set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from ..core.conditioning import Conditioning
@@ -138,7 +139,8 @@ class Guard:
 
     def at(self, fraction: float) -> Guard:
         """The part whose step windows hold ``fraction`` of the sampling; it may hold no region. The minors baseline
-        acts in all of it."""
+        acts in all of it.
+        """
         inside = tuple(r for region in self.regions if (r := region.at(fraction)) is not None)
         return self if inside == self.regions else Guard(inside, self.minors, self.entry)
 
@@ -146,7 +148,7 @@ class Guard:
         """The parts of the sampling in which always the same concepts act, from 0 to 1."""
         ends = {0.0, 1.0, *(w for r in self.regions for d in r.directions for w in d.window)}
         cuts = sorted(ends)
-        return list(zip(cuts, cuts[1:], strict=False))
+        return list(pairwise(cuts))
 
     def spaces(self) -> frozenset[str]:
         """Names of the encoder's spaces that every region guards."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import struct
 import time
@@ -225,8 +224,8 @@ def test_hostile_files() -> None:
     hostile(HOSTILE)
 
 
-@pytest.mark.skipif(not os.environ.get("SAFE_REGION_SLOW"), reason="takes minutes: set SAFE_REGION_SLOW=1")
-def test_ten_thousand_hostile_files_and_every_bit(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_ten_thousand_hostile_files_and_every_bit() -> None:
     hostile(10_000)
     for d in (small(), imported(period=3)):
         data = d.to_bytes()

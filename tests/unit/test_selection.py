@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_windows_split_the_sampling(guard: Guard) -> None:
         (lambda: Selection().add(Choice("no-such-concept")).guard(FakeEncoder()), "There is no concept"),
     ],
 )
-def test_what_cannot_be_switched_on_is_refused(make, says: str) -> None:  # noqa: ANN001
+def test_what_cannot_be_switched_on_is_refused(make, says: str) -> None:
     with pytest.raises(SafeRegionError, match=says):
         make()
 
@@ -155,6 +156,20 @@ def test_a_report_is_never_changed_and_says_where_there_is_no_baseline() -> None
     for part, name in ((report, "minors"), (report.reports[0], "touched")):
         with pytest.raises(FrozenInstanceError):
             setattr(part, name, None)
+
+
+def test_threads_that_share_a_guard_give_the_same_bits() -> None:
+    d = made(readouts=("token", "pair"), joint=[(0, 1)])
+    guard = Guard.of(Selection((Choice(d),)), [d])
+    inputs = [torch.full((1, n, 6), 9.0) for n in range(1, 90)]
+    expected = [SafeRegion([d]).apply(Conditioning(x))[0].tokens for x in inputs]
+
+    def run(order: list[int]) -> list[bool]:
+        return [same_bits(guard.apply(Conditioning(inputs[i]))[0].tokens, expected[i]) for i in order]
+
+    orders = [list(range(89)), list(range(88, -1, -1)), [*range(40, 89), *range(40)]]
+    with ThreadPoolExecutor(3) as pool:
+        assert all(all(same) for same in pool.map(run, orders))
 
 
 def test_an_imported_vector_can_only_steer() -> None:
