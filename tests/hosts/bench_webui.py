@@ -55,7 +55,7 @@ def main() -> None:
     webui.install(patch, Path("."), webui.Checkpoint("sd1"))
     directions = concepts(CONCEPTS, WIDTH, threshold=4.0)
     guard = Guard.of(Selection(tuple(Choice(d) for d in directions)), directions)
-    patch.setattr(generation.guards, "get", lambda *_: (guard, SimpleNamespace(layout=Layout())))
+    patch.setattr(generation.guards, "get", lambda *_: (guard, SimpleNamespace(layout=Layout(), words=lambda _: {})))
     arguments = Arguments(True, ("fire",), guard_negative=True)
     shift = directions[0].movers["tokens"].unit[0]
     for name, scale, push in (("benign", 0.05, 0.0), ("one concept", 0.05, 9.0), ("all concepts", 2.0, 0.0)):
