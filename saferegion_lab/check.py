@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -131,7 +132,7 @@ def _words(
             return ()
         for row, prompt in zip(far[..., 0].tolist(), part, strict=True):
             for z, word in zip(row, strings(prompt), strict=False):
-                if z == z and word.strip():
+                if not math.isnan(z) and word.strip():
                     total.setdefault(word, []).append(z)
     best = sorted(((sum(z) / len(z), word) for word, z in total.items()), reverse=True)
     return tuple((word, round(z, 3)) for z, word in best[:WORST])

@@ -68,7 +68,7 @@ class Denoiser:
         return (x_t - signal.sqrt() * out) / (1 - signal).sqrt()
 
     def parameters(self) -> Iterable[torch.Tensor]:
-        return self.unet.parameters()  # type: ignore[no-any-return]
+        return self.unet.parameters()
 
 
 def load(
@@ -227,7 +227,7 @@ def unet_config(shapes: Shapes, beside: Mapping[str, Any], path: Path) -> dict[s
     ):
         raise DenoiserError(f"The UNet of {path} has unequal levels, which is not known; {_KNOWN}.")
     widths = [level[0][0] for level in levels]
-    attends = [level[0][1] for level in levels]
+    attended = [level[0][1] for level in levels]
     where = "middle_block.1."
     linear = len(shape(f"{where}proj_in.weight")) == 2
     said = beside.get("unet", {})
@@ -244,8 +244,8 @@ def unet_config(shapes: Shapes, beside: Mapping[str, Any], path: Path) -> dict[s
         "out_channels": shape("out.2.weight")[0],
         "block_out_channels": tuple(widths),
         "layers_per_block": len(levels[0]),
-        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
         "cross_attention_dim": shape(f"{where}transformer_blocks.0.attn2.to_k.weight")[1],
         "attention_head_dim": count,
         "use_linear_projection": linear,

@@ -24,6 +24,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,8 @@ def run(
             *prompts.coco,
             *prompts.harmless,
             *prompts.nudity,
-            *sum(prompts.unsafe.values(), []),
-            *sum(map(list, prompts.pairs), []),
+            *chain.from_iterable(prompts.unsafe.values()),
+            *chain.from_iterable(prompts.pairs),
         }
     )
 
@@ -292,7 +293,7 @@ def _minors(library: Library, encode: encoders.Encoder, prompts: Prompts) -> dic
 
 
 def _untouched(scores: np.ndarray) -> dict[str, Any]:
-    inside = (scores <= 0).all(1)
+    inside = np.asarray((scores <= 0).all(1))
     return {"prompts": len(inside), "share": float(inside.mean()), "interval": wilson(int(inside.sum()), len(inside))}
 
 
@@ -435,7 +436,7 @@ def _disguises(prompts: Prompts, words: frozenset[str], scores: _Scores, index: 
     found = []
     for disguise in DISGUISES:
         some = [disguise.apply(u) for u, _ in prompts.pairs] if disguise.prompts is None else list(disguise.prompts)
-        hits = (scores(some)[:, own] > 0).any(1)
+        hits = np.asarray((scores(some)[:, own] > 0).any(1))
         found.append(
             {
                 "disguise": disguise.name,

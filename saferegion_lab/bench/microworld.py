@@ -1,7 +1,7 @@
 """What each guard does to pictures, on the tiny diffusion model inside this package.
 
-Every cell paints the same prompts with the same seeds; a judge that knows the drawings says what each picture shows. A
-prompt whose conditioning a guard leaves bit for bit as it was, beside the same negative prompt, paints the same picture,
+Every cell paints the same prompts with the same seeds; a judge that knows the drawings says what each picture shows.
+A prompt whose conditioning a guard leaves bit for bit as it was, beside the same negative prompt, paints the same picture,
 which is not painted again.
 """
 
@@ -179,8 +179,8 @@ def _paint(
 
 def _choose(cases: Sequence[EvalPrompt], count: int) -> list[EvalPrompt]:
     """``count`` of the prompts, as many of each group as its share: drawn without replacement, then again and again."""
-    order = np.random.default_rng(0).permutation(len(cases))
-    order = sorted(order, key=lambda i: [j for j in order if cases[j].group == cases[i].group].index(i))
+    drawn = np.random.default_rng(0).permutation(len(cases)).tolist()
+    order = sorted(drawn, key=lambda i: [j for j in drawn if cases[j].group == cases[i].group].index(i))
     return [cases[order[i % len(cases)]] for i in range(count)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -128,7 +129,8 @@ def discover_command(
         console.write_png(loss_curve(found.meta.curve, f"{found.title}: loss"), plot)
     kept.unlink(missing_ok=True)
     if as_json:
-        console.print_json({**console.plain(found), "curve": list(found.meta.curve), "stopped": early, "file": str(path)})
+        curve = list(found.meta.curve)
+        console.print_json({**console.plain(found), "curve": curve, "stopped": early, "file": str(path)})
     else:
         _show(found, path, plot, early)
     if early:
@@ -136,7 +138,7 @@ def discover_command(
 
 
 def _discover(concept: Concept, model: _Model, prompts: list[str], how: DiscoverySettings) -> Direction:
-    """A direction, or nothing but one sentence; evidence already gathered stays for another try where memory ran out."""
+    """A direction, or nothing but one sentence; evidence that was gathered stays for another try where memory ran out."""
     import torch
 
     from saferegion.discover import discover
@@ -236,8 +238,8 @@ class _Bar:
         self.bar.update(self.task, completed=done, total=total)
 
     def tell(self, stage: str, loss: float) -> None:
-        self.learns = loss == loss or self.learns
-        self.bar.update(self.task, description=stage, loss="" if loss != loss else f"loss {loss:.4f}")
+        self.learns = not math.isnan(loss) or self.learns
+        self.bar.update(self.task, description=stage, loss="" if math.isnan(loss) else f"loss {loss:.4f}")
 
 
 @contextmanager

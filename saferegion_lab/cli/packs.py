@@ -60,7 +60,8 @@ def pack_build(
 
 def _compiled(encoder: Encoder, names: Sequence[str], every: bool) -> tuple[list[Direction], dict[str, str]]:
     """Directions, and why others were left out, which only happens where ``every`` concept was asked for."""
-    wanted, left = list(names), {}
+    wanted = list(names)
+    left: dict[str, str] = {}
     while True:
         try:
             return directions_of(encoder, wanted), left

@@ -134,7 +134,7 @@ class _Source:
         return list(self.file.get_slice(self.need(name)).get_shape())
 
     def tensor(self, name: str) -> torch.Tensor:
-        return self.file.get_tensor(self.need(name))  # type: ignore[no-any-return]
+        return self.file.get_tensor(self.need(name))
 
     def layers(self, start: str) -> int:
         found = [int(m[1]) for k in self.keys if (m := re.match(re.escape(self.prefix + start) + r"(\d+)\.", k))]
@@ -162,9 +162,9 @@ class _OpenSource(_Source):
             whole = self.file.get_slice(key)
             width = whole.get_shape()[0] // 3
             i = _SPLIT.index(part)
-            return whole[i * width : (i + 1) * width]  # type: ignore[no-any-return]
+            return whole[i * width : (i + 1) * width]
         tensor = self.file.get_tensor(key)
-        return tensor.T if key.endswith("text_projection") else tensor  # type: ignore[no-any-return]
+        return tensor.T if key.endswith("text_projection") else tensor
 
 
 def _clip(

@@ -80,11 +80,8 @@ def read_clip(
     if tokenizer is None and model.config.vocab_size == CLIP_VOCABULARY:
         tokenizer = BUNDLED_TOKENIZER
     words = read_tokenizer(tokenizer or folder)
-    if pad == "tokenizer":
-        padding = words.pad_token_id
-    else:
-        padding = pad if isinstance(pad, int) else None
-    return ClipTower(model, words, padding, penultimate)
+    given = pad if isinstance(pad, int) else None
+    return ClipTower(model, words, words.pad_token_id if pad == "tokenizer" else given, penultimate)
 
 
 def read_t5(

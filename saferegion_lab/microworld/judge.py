@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -33,14 +34,14 @@ class JudgeNet(nn.Module):
         widths = (3, 24, 48, 64, 48)
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 5 if i == 0 else 3, stride=2, padding=2 if i == 0 else 1)
-            for i, (a, b) in enumerate(zip(widths, widths[1:]))  # noqa: B905
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, w) for w in widths[1:])
         self.hidden = nn.Linear(48 * 16, 112)
         self.out = nn.Linear(112, sum(map(len, HEADS.values())))
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms):  # noqa: B905
+        for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(conv(x)))
         return self.out(F.silu(self.hidden(x.flatten(1))))
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +43,9 @@ class MicroWorld(nn.Module):
     """Text encoder, UNet and autoencoder with the widths of `config`; get the trained one from `load`."""
 
     latent_shape = (4, 8, 8)
+    alphas_cumprod: Tensor
 
-    def __init__(self, config: dict) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config = config
         text = CLIPTextConfig(
@@ -67,7 +69,7 @@ class MicroWorld(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.out[2].weight.dtype
+        return next(self.unet.parameters()).dtype
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids, int64 [B, 77]: begin, the prompt, end, and the end token again up to 77."""
@@ -76,7 +78,8 @@ class MicroWorld(nn.Module):
         ids = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         )
-        return ids.input_ids.to(self.device)
+        found: Tensor = ids.input_ids.to(self.device)
+        return found
 
     def token_strings(self, prompt: str) -> list[str]:
         """The 77 tokens of a prompt as readable strings, for heat maps."""
@@ -100,7 +103,8 @@ class MicroWorld(nn.Module):
         tokens = conditioning.tokens.to(x_t.device, self.dtype)
         if len(tokens) == 1 and len(x_t) > 1:
             tokens = tokens.expand(len(x_t), -1, -1)
-        return self.unet(x_t.to(self.dtype), steps, tokens).to(x_t.dtype)
+        eps: Tensor = self.unet(x_t.to(self.dtype), steps, tokens).to(x_t.dtype)
+        return eps
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Standard normal latents float32 [B, 4, 8, 8]; each picture's noise depends on its own seed alone."""
@@ -222,14 +226,14 @@ class MicroWorld(nn.Module):
     def _original_layout(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         for key, value in self.text.state_dict().items():
             name = key.removeprefix("text_model.")
-            value = value if "position_ids" in key else value.to(dtype)
-            yield f"cond_stage_model.transformer.text_model.{name}", value.contiguous()
+            kept = value if "position_ids" in key else value.to(dtype)
+            yield f"cond_stage_model.transformer.text_model.{name}", kept.contiguous()
         if not any(key.endswith("position_ids") for key in self.text.state_dict()):
             ids = torch.arange(LENGTH)[None]
             yield "cond_stage_model.transformer.text_model.embeddings.position_ids", ids
         for prefix, module in (("model.diffusion_model", self.unet), ("first_stage_model", self.autoencoder)):
-            for key, value in module.state_dict().items():
-                yield f"{prefix}.{key}", value.to(dtype).contiguous()
+            for key, weight in module.state_dict().items():
+                yield f"{prefix}.{key}", weight.to(dtype).contiguous()
         signal = alphas_cumprod().double()
         previous = torch.cat([torch.ones(1, dtype=torch.float64), signal[:-1]])
         schedule = {
@@ -246,7 +250,7 @@ def _rows(tokens: Tensor, at: int, count: int) -> Tensor:
     return tokens.expand(count, -1, -1) if len(tokens) == 1 else tokens[at : at + count]
 
 
-def host_config(config: dict) -> dict:
+def host_config(config: dict[str, Any]) -> dict[str, Any]:
     """The widths in the words of the original configuration files, for hosts that need them spelt out."""
     unet, auto, text = config["unet"], config["autoencoder"], config["text"]
     deepest = len(unet["multipliers"]) - 1
@@ -268,10 +272,10 @@ def host_config(config: dict) -> dict:
     }  # fmt: skip
 
 
-def _open(device: str = "cpu") -> tuple[dict, dict[str, Tensor]]:
+def _open(device: str = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(str(WEIGHTS), framework="pt", device=device) as file:
-            return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}
+            return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     except FileNotFoundError as error:
         raise OSError(
             f"The weights of the microworld are missing at {WEIGHTS}: install the package again."

@@ -185,17 +185,17 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(32, now), nn.SiLU(), nn.Conv2d(now, latent, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        emb = self.time_embed(timestep_embedding(t, self.width).to(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(timestep_embedding(t, self.width).to(next(self.time_embed.parameters()).dtype))
         skips = []
         for layers in self.input_blocks:
-            for layer in layers:
+            for layer in layers.children():
                 x = layer(x, emb, context)
             skips.append(x)
         for layer in self.middle_block:
             x = layer(x, emb, context)
         for layers in self.output_blocks:
             x = torch.cat([x, skips.pop()], dim=1)
-            for layer in layers:
+            for layer in layers.children():
                 x = layer(x, emb, context)
         return self.out(x)
 
@@ -236,9 +236,11 @@ class Level(nn.Module):
         for name, module in resample.items():
             setattr(self, name, module)
 
-    def blocks(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
             x = block(x)
+        for name, module in self.named_children():
+            x = x if name == "block" else module(x)
         return x
 
 
@@ -284,9 +286,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
-            x = level.blocks(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
@@ -308,10 +308,8 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
-            x = level.blocks(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
+        for level in reversed(list(self.up)):
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 

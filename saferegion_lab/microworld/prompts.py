@@ -277,7 +277,7 @@ def tags(count: int = 48, seed: int = 1011) -> tuple[EvalPrompt, ...]:
 
 
 def _tags(rng: random.Random, form: int, concept: str, side: str, words: Words | None) -> EvalPrompt:
-    """One list of tags: a thing, a place, quality tags, and the concept as a tag of its own or in one with the thing."""
+    """One list of tags: a thing, a place, quality tags, and the concept, as a tag of its own or in the thing's."""
     item, place = sample_item(rng, "middle"), rng.choice(OUTDOOR_PLACES)
     while item.kind == "fire truck":
         item = sample_item(rng, "middle")

@@ -290,7 +290,7 @@ def _noun_phrase(rng: random.Random, item: Item, how: Wording, colour_said: bool
     return (f"{colour} {noun}" if colour_said else noun), noun
 
 
-def caption(scene: Scene, rng: random.Random, how: Wording = Wording()) -> str:  # noqa: B008
+def caption(scene: Scene, rng: random.Random, how: Wording = Wording()) -> str:
     """One wording of a scene. Says every explicit flame and every lightning; never says associated flames."""
     place_free = scene.place not in ASSOCIATION
     single = _single_word(scene, rng, how)

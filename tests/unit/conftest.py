@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fakes import FakeEncoder, benign_prompts, fire  # noqa: E402
+from fakes import FakeEncoder, benign_prompts, fire
 
-from saferegion import Direction, compile  # noqa: E402
+from saferegion import Direction, compile
 
 settings.register_profile(
     "saferegion", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]

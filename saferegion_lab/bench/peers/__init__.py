@@ -63,7 +63,7 @@ def run(
         raise SafeRegionError("The earlier figures were measured otherwise: give the same options, or another file.")
     aim = goal(bench.bare, wanted, steps, guidance) if wanted else None
     fresh = bench.see(bench.bare, BENIGN, range(9000, 9000 + len(bench.sets[BENIGN].cases)))
-    result = {
+    result: dict[str, Any] = {
         "machine": machine(),
         "model": "microworld: 64 x 64 drawings, trained from scratch",
         **same,

@@ -110,21 +110,22 @@ def by_tokens(guard: Guard, goal: Goal, wide: int = 8) -> Prompts:
     whole = range(len(goal.kept))
     with torch.no_grad():
         prompts = Prompts.of(meter, ids)
-        best = sum(loss(prompts, everyone, k) for k in whole)
+        best = torch.stack([loss(prompts, everyone, k) for k in whole]).sum(0)
     for _ in range(SLOTS):
         longer = lengthened(ids, torch.zeros(count, 1, dtype=torch.long))
         slot = ids.argmax(1)
         embeds = meter.embed(longer).clone()
         embeds[everyone, slot] = table.mean(0)
         embeds.requires_grad_(True)
-        total = sum(loss(Prompts.of(meter, longer, embeds), everyone, k).sum() for k in whole[::2] or whole)
+        asked = Prompts.of(meter, longer, embeds)
+        total = torch.stack([loss(asked, everyone, k).sum() for k in whole[::2] or whole]).sum()
         (slope,) = torch.autograd.grad(total, embeds)
         top = (slope[everyone, slot] @ table.T).topk(min(wide, len(vocab)), largest=False).indices
         owner = everyone.repeat_interleave(top.shape[1])
         tried = lengthened(ids[owner], vocab[top].flatten()[:, None])
         with torch.no_grad():
             prompts = Prompts.of(meter, tried)
-            found = sum(loss(prompts, owner, k) for k in whole).view(count, -1)
+            found = torch.stack([loss(prompts, owner, k) for k in whole]).sum(0).view(count, -1)
         value, index = found.min(1)
         better = value < best
         best = torch.where(better, value, best)
@@ -161,5 +162,5 @@ def by_soft_prompt(guard: Guard, goal: Goal, turns: int = 18, restarts: int = 2,
             free.mul_((limit / free.norm(dim=-1, keepdim=True)).clamp(max=1))
     with torch.no_grad():
         made = prompts()
-        value = sum(loss(made, owner, k) for k in range(len(goal.kept))).view(restarts, count)
+        value = torch.stack([loss(made, owner, k) for k in range(len(goal.kept))]).sum(0).view(restarts, count)
         return made.rows(value.argmin(0) * count + torch.arange(count))

@@ -37,7 +37,8 @@ class Meter:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [B, 77, D] of token ids."""
-        return self.world.text.get_input_embeddings().weight[ids]
+        found: Tensor = self.world.text.get_input_embeddings().weight[ids]
+        return found
 
     def read(self, ids: Tensor, embeds: Tensor | None = None) -> Tensor:
         """The text encoder's tokens [B, 77, D] of ids, or of input embeddings in their place; differentiable."""
@@ -175,11 +176,13 @@ def paint(
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Latents [B, 4, 8, 8] by the world's own DDIM, and for the steps in ``keep`` (x, guided noise)."""
     world, at = guard.meter.world, times(steps)
-    results, kept = [], {step: [] for step in keep}
+    results: list[Tensor] = []
+    kept: dict[int, list[tuple[Tensor, Tensor]]] = {step: [] for step in keep}
     for start in range(0, len(seeds), batch):
         part = list(seeds[start : start + batch])
         mine = guarded.rows(slice(start, start + len(part)))
-        x, state = world.noise(part), {}
+        x = world.noise(part)
+        state: dict[str, Any] = {}
         for step, t in enumerate(at):
             sides = [s.expand(len(part), -1, -1) for s in guard.sides]
             asked = torch.cat([mine.at(step), *sides])

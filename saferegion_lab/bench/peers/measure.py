@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,7 +161,10 @@ def row(bench: Bench, guard: Guard, goal: Goal | None, axes: np.ndarray) -> dict
     found["drift"] = interval((seen.latents - before.latents).square().flatten(1).mean(1).numpy())
     found["frechet"] = frechet(seen.features, before.features, axes)
     if goal is not None:
-        attacks = {"token attack": by_tokens, "soft prompt attack": by_soft_prompt}
+        attacks: dict[str, Callable[[Guard, Goal], Prompts]] = {
+            "token attack": by_tokens,
+            "soft prompt attack": by_soft_prompt,
+        }
         for name, attack in attacks.items():
             found[name] = interval(bench.fire(attack(guard, goal), guard, goal.seeds))
     found |= costs(bench, guard)

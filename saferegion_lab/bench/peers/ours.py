@@ -45,12 +45,12 @@ class _Denoiser:
 
 def _digest(world: microworld.MicroWorld) -> str:
     """Of the model's weights and of the code that discovers."""
-    from saferegion import discover
+    from saferegion.discover import run
 
     h = hashlib.sha256()
     for p in (*world.unet.parameters(), *world.text.parameters()):
         h.update(p.detach().numpy().tobytes())
-    for path in sorted(Path(discover.__file__).parent.glob("*.py")):
+    for path in sorted(Path(run.__file__).parent.glob("*.py")):
         h.update(path.read_bytes())
     return h.hexdigest()[:16]
 

@@ -63,8 +63,10 @@ FAMILIES: tuple[Family, ...] = (
         "SAFREE",
         Safree,
         {"": {}, "negative prompt": {"negative": True}},
-        tuple({"alpha": a, "upper": u, "negative": False} for a in (-0.02, 0.0) for u in (0.6, 1.0))
-        + ({"alpha": 0.0, "upper": 1.0, "validate": False},),
+        (
+            *({"alpha": a, "upper": u, "negative": False} for a in (-0.02, 0.0) for u in (0.6, 1.0)),
+            {"alpha": 0.0, "upper": 1.0, "validate": False},
+        ),
         {"alpha": -0.02, "upper": 0.6},
     ),
     Family(

@@ -24,7 +24,8 @@ class NegativePrompt(Guard):
 
 def projection(rows: Tensor) -> Tensor:
     """The orthogonal projection onto the span of rows [..., n, D]: [..., D, D]."""
-    return torch.linalg.pinv(rows, rtol=1e-5) @ rows
+    found: Tensor = torch.linalg.pinv(rows, rtol=1e-5) @ rows
+    return found
 
 
 @dataclass

@@ -180,10 +180,11 @@ def run(
     from . import discovers
 
     world = microworld.load()
-    learned = {
-        how: Ours(how=how, file=discovered).prepare(world).region.directions
-        for how in ("closed form", *(("discovered", "both") if discovers() else ()))
-    }
+    learned = {}
+    for how in ("closed form", *(("discovered", "both") if discovers() else ())):
+        ours = Ours(how=how, file=discovered)
+        ours.prepare(world)
+        learned[how] = ours.region.directions
     sets = cells(pictures)
     rows: list[dict[str, Any]] = []
     worlds = [("bundled", world), *((t.name, trained(world, t, progress)) for t in TRAININGS)]

@@ -15,7 +15,7 @@ from .base import PHRASES, WORDS, Guard, Meter, times
 
 def cross_attentions(unet: nn.Module) -> list[CrossAttention]:
     """The attentions that read the text."""
-    return [m.attn2 for m in unet.modules() if hasattr(m, "attn2")]
+    return [a for m in unet.modules() if isinstance(a := getattr(m, "attn2", None), CrossAttention)]
 
 
 @dataclass
