@@ -24,6 +24,7 @@ def exact(device: torch.device) -> Iterator[None]:
     """Products in full float32 meanwhile, whatever autocast and TF32 settings the host has; no synchronisation."""
     kind = device.type
     matmul: Any = torch.backends.cuda.matmul
+    full: str | bool | None
     if kind == "cuda" and hasattr(matmul, "fp32_precision"):
         name, value, full = "fp32_precision", matmul.fp32_precision, "ieee"
     elif kind == "cuda":

@@ -52,13 +52,15 @@ class HalfSpaces:
     @property
     def length(self) -> Tensor:
         """``[F]``, |u|: how far the concept moves a token."""
-        return self.displacement.double().norm(dim=1).float()
+        found: Tensor = self.displacement.double().norm(dim=1).float()
+        return found
 
     @property
     def unit(self) -> Tensor:
         """``[F, D]``, u / |u|."""
         u = self.displacement.double()
-        return (u / u.norm(dim=1, keepdim=True)).float()
+        found: Tensor = (u / u.norm(dim=1, keepdim=True)).float()
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +103,8 @@ class Fleet:
         half = [(i, m) for i, m in movers if isinstance(m, HalfSpaces)]
         offset = [(i, m) for i, m in movers if isinstance(m, Offset)]
         self.half, self.offsets = sum(m.facets for _, m in half), len(offset)
-        owner = [i for i, m in (*half, *offset) for _ in range(m.facets)]
-        self.vectors = torch.cat([m.unit if isinstance(m, HalfSpaces) else m.a.unsqueeze(0) for _, m in (*half, *offset)])
+        owner = [*(i for i, m in half for _ in range(m.facets)), *(i for i, _ in offset)]
+        self.vectors = torch.cat([*(m.unit for _, m in half), *(m.a.unsqueeze(0) for _, m in offset)])
         self._bias = [*(m.mean for _, m in half), *(torch.zeros(1, 1) for _ in offset)]
         self._b = [m.b for _, m in offset]
         unit = self.vectors[: self.half].double()

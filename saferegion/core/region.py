@@ -368,10 +368,10 @@ def _unknown_space(name: str, known: Mapping[str, object]) -> str:
 
 
 def _one_encoder(directions: Sequence[Direction]) -> Fingerprint | None:
-    known = [d for d in directions if d.encoder is not None]
-    for d in known[1:]:
-        known[0].encoder.require(d.encoder, f"'{known[0].concept}' ({d.concept} beside it)")  # type: ignore[union-attr]
-    return known[0].encoder if known else None
+    known = [(d.concept, d.encoder) for d in directions if d.encoder is not None]
+    for concept, encoder in known[1:]:
+        known[0][1].require(encoder, f"'{known[0][0]}' ({concept} beside it)")
+    return known[0][1] if known else None
 
 
 def _usable(d: Direction, mode: str) -> None:
