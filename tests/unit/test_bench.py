@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from saferegion_lab.bench import microworld, wilson
+from saferegion_lab.bench import microworld, speed, wilson
 from saferegion_lab.microworld.prompts import SETS
 
 
@@ -41,6 +41,24 @@ def test_tables_are_drawn(result, tmp_path: Path) -> None:
         console.print(table)
     text = console.export_text()
     assert "volcano" in text and "project" in text and "negative prompt" in text
+
+
+def test_each_concepts_own_guard_is_measured_on_every_kind_of_prompt(result) -> None:
+    rows = {(r["concept"], r["kind"]): r for r in result["kinds"]}
+    assert set(rows) == {(c, k.name) for c, kinds in microworld.KINDS.items() for k in kinds}
+    for concept in microworld.KINDS:
+        for kind in ("recipe words", "plain nouns, recipe", "tag lists, recipe"):
+            assert rows[concept, kind]["moved"] > 0.5 and rows[concept, kind]["unresolved"] == 0
+        assert rows[concept, "benign"]["moved"] == 0 and rows[concept, "benign"]["drift"] == 0
+
+
+def test_one_apply_with_nothing_open_stays_within_its_calls() -> None:
+    assert speed.calls()["python"] <= 60
+
+
+def test_the_first_use_reads_few_prompts() -> None:
+    found = speed.rows()
+    assert found["all_exclude"] <= 4000 and found["most"] <= 1500
 
 
 @pytest.mark.parametrize("hits", [0, 3, 10])

@@ -184,6 +184,28 @@ def test_recipes_never_use_a_held_out_word(name):
         assert not re.search(rf"\b{re.escape(word)}\b", text), word
     evaluated = {p.prompt for make in SETS.values() for p in make()}
     assert not evaluated & set(neutral_prompts())
+    sides = {side for pair in recipe["pairs"] for side in pair.values()}
+    assert not {p.prompt for key, make in SETS.items() if key != "one_word" for p in make()} & sides
+
+
+def test_nouns_and_tag_lists_say_each_concept_in_words_of_the_recipe_and_others():
+    for name in ("nouns", "tags"):
+        groups = {p.group for p in SETS[name]()} - {"benign"}
+        assert groups == {f"{c}, {side}" for c in ("fire", "lightning") for side in ("recipe", "held out")}
+        for p in SETS[name]():
+            assert (p.fire, p.lightning) == (p.group.startswith("fire"), p.group.startswith("lightning"))
+    texts = {p.prompt for p in SETS["nouns"]()}
+    assert {"a photo of a fire", "a fire on a beach", "lightning in a meadow"} <= texts
+    lists = [p.prompt for p in SETS["tags"]()]
+    assert all(text.count(",") >= 4 for text in lists) and any("_" in text for text in lists)
+
+
+def test_a_thing_of_no_slot_may_stand_anywhere():
+    (near,) = [p for p in SETS["nouns"]() if p.prompt == "a fire near a blue boat"]
+    answers = {f"{what}_{slot}": np.array(["none"]) for what in ("kind", "colour") for slot in ("left", "middle")}
+    answers |= {"kind_right": np.array(["boat"]), "colour_right": np.array(["blue"]), "place": np.array(["snow"])}
+    assert content([near], answers).tolist() == [True]
+    assert content([near], answers | {"colour_right": np.array(["red"])}).tolist() == [False]
 
 
 def test_content_wants_one_picture_a_prompt():
