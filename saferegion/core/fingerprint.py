@@ -28,12 +28,14 @@ PROJECTIONS = 8
 TOLERANCE = 0.1
 """Relative distance up to which two sketches are one encoder.
 
-Measured on all-MiniLM-L6-v2 (weights rounded and widened again), with the share of recipe prompts that compiled concepts
-find: fp16 .0004, bf16 .004, int8 .012 to .030, fp8 e4m3 .048, six bits .04 to .05, fp8 e5m2 .099: all find what fp32
-finds. Four bits .20 to .47 and three bits .36 (groups of 32) to 1.5 (a row) find .85 to .12 of it. Another encoder begins
-before that: one that was fine-tuned for five steps on another task lies at .107, and every benign prompt is open there;
-for twenty at .24; one matrix begun anew .19 to .75, one layer of six .26 to .86. No tolerance lets three bits in and
-keeps those out, so for an encoder of fewer than five bits concepts are compiled anew."""
+Measured on all-MiniLM-L6-v2, weights rounded and widened again, with the share of recipe prompts that three concepts
+compiled at full precision find (nudity / weapons / gore; .95 / .82 / .93 there): fp16 .0004, bf16 .004, int8 .012 to
+.030, six bits .04 to .05, fp8 e4m3 .048, fp8 e5m2 .099 find the same within .05. Four bits in groups of 32 lie at .20
+(.90 / .80 / .95), four bits a row at .35 (.93 / .65 / .82), three bits in groups of 32 at .36 (.85 / .60 / .88), three
+bits a row at .68 (.75 / .12 / .68). Other encoders begin below that: fine-tuned for five steps on another task .107,
+for twenty .24; one matrix begun anew .19 to .75, one layer of six .26 (.88 / .38 / .82) to .86 (.43 / .03 / .57). No
+tolerance lets three bits in and keeps those out, so for an encoder of fewer than five bits concepts are compiled anew.
+"""
 
 _FORMAT = re.compile(r"fp1:([a-z0-9_]+=\d+(?:,[a-z0-9_]+=\d+)*):([A-Za-z0-9_-]+={0,2})")
 
