@@ -110,7 +110,12 @@ def infotext_fields(components: dict[str, Any]) -> list[tuple[Any, Callable[[dic
             value = pasted(name, parameters)
             if name == "enabled" and value is None and not option("default_on", False):
                 return False
-            return listed(value) if name == "concepts" and value else value
+            if not value:
+                return value
+            if name == "strengths":
+                pairs = [part.rpartition(":") for part in value.split(",")]
+                return ",".join(f"{listed([concept.strip()])[0]}:{number}" for concept, _, number in pairs)
+            return listed(value) if name == "concepts" else value
 
         return read
 

@@ -39,7 +39,7 @@ def loss_curve(losses: Sequence[float], title: str = "", size: tuple[int, int] =
         draw.text((_LEFT, height // 2), "no step was taken", _FAINT, face)
         return np.asarray(image).copy()
     right, bottom = width - _RIGHT, height - _BOTTOM
-    low, high = min(0.0, min(y for _, y in points)), max(y for _, y in points)
+    low, high = min(0.0, *(y for _, y in points)), max(y for _, y in points)
     step = _round(max(high - low, 1e-12) / 4)
     low, high = step * math.floor(low / step), step * max(1, math.ceil(high / step - 1e-9))
     last = max(len(losses), 2)

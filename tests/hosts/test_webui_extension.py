@@ -77,7 +77,7 @@ class Studio:
             self(args, **{"prompt": UNSAFE, "steps": 2, **request})
         text = str(caught.value)
         assert "answered 422" in text, text
-        return text.split("\n")[0]
+        return text.split("\n", maxsplit=1)[0]
 
     def fire(self, world: MicroWorld, args: Any = None, **request: Any) -> float:
         """Share of pictures with fire."""

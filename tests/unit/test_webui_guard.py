@@ -16,7 +16,8 @@ from webui_fakes import BENIGN, FIRE, ON, UNSAFE, conds, equal
 
 import saferegion as sr
 from saferegion.guard.minors import NO_MINORS
-from saferegion_webui import generation, interception, layout
+from saferegion_webui import generation, interception, layout, page
+from saferegion_webui.arguments import NAMES, Arguments
 from saferegion_webui.guards import Guards
 from saferegion_webui.refusal import SafeRegionRefused
 
@@ -356,6 +357,16 @@ def test_axes_take_the_place_of_arguments(hosts: Any) -> None:
     assert not equal(conds(host.run(ON, safe_region_mode="steer"))[0], conds(on)[0])
     with pytest.raises(SafeRegionRefused):
         host.run(ON, safe_region_strength=1e9)
+
+
+def test_plain_names_of_own_concepts_are_pasted_as_the_page_lists_them(hosts: Any) -> None:
+    hosts()
+    written = Arguments(True, ("on-fire", FIRE, "nudity"), strengths=(("on-fire", 0.5), ("nudity", 2.0))).infotext()
+    fields = page.infotext_fields({name: name for name in NAMES})
+    read = {name: reader(written) for name, reader in fields}
+    assert read["concepts"] == [FIRE, FIRE, "nudity"]
+    assert Arguments.parse([read]).strengths == ((FIRE, 0.5), ("nudity", 2.0))
+    assert all(reader({"Steps": "20"}) is None for name, reader in fields if name != "enabled")
 
 
 def test_the_method_is_wrapped_once(hosts: Any) -> None:
