@@ -72,15 +72,16 @@ class Atlas:
     def at_rest(self, space: str, x: Tensor, where: Tensor) -> Tensor:
         """Coordinates with those of the benign mean of each position for the tokens in ``where`` [B, T]."""
         key = (space, x.shape[1], x.device)
-        if key not in self._rests:
+        rest = self._rests.get(key)
+        if rest is None:
             if len(self._rests) >= KEPT:
                 self._rests.clear()
             with torch.inference_mode(False):
-                _, rest = self.fleets[space].at(x.shape[1], x.device)
+                _, mean = self.fleets[space].at(x.shape[1], x.device)
                 bias = self.panel.forms[space].bias(x.shape[1], x.device)[0]
                 weight = self.panel.weight(space, x.device)
-                self._rests[key] = geometry.coordinates(rest.unsqueeze(0), weight, bias)[0]
-        return torch.where(where.unsqueeze(-1), self._rests[key][:, : x.shape[-1]], x)
+                rest = self._rests[key] = geometry.coordinates(mean.unsqueeze(0), weight, bias)[0]
+        return torch.where(where.unsqueeze(-1), rest[:, : x.shape[-1]], x)
 
     def holding(self, seen: Seen, over: Tensor) -> dict[str, Tensor]:
         """By space, tokens [B, T] that hold a term that is over (bool ``over`` [B, N]): those above its benign mean."""

@@ -38,7 +38,7 @@ EMPTY = 50
 """One in so many neutral vectors of the logistic regression is the empty prompt's, which says nothing unsafe."""
 WORDS, WHOLE, BOTH = 0.3, 0.2, 0.5
 """What of the budget falls to words, to the prompt as a whole, and to the sum of both."""
-RAISE = 0.35
+RAISE = 0.1
 """Part of the way to the weakest held-out unsafe prompts by which a border of words is raised where that is further
 than the budget asks: where a concept stands clear of all else, near neighbours get the room."""
 WEAKEST = 0.05

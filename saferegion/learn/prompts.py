@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..core.errors import CompileError
 from .recipes import Concept
 from .settings import CompileSettings
+
+T = TypeVar("T")
 
 FEWEST_NEUTRAL = 8
 _HELD_OUT = 5  # every fifth pair measures instead of being fitted on, from 20 pairs on
 _ENOUGH_PAIRS = 20
 
 
-def spread(items: Sequence[str] | Sequence[tuple[str, str]], most: int) -> list:
-    """At most ``most`` of ``items``, spread evenly over them."""
-    return list(items) if most >= len(items) else [items[i * len(items) // most] for i in range(most)]
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most ``most`` of ``items``, in their order, spread over them by golden steps: a list made of templates, one
+    after another, repeats itself, and even steps would meet the same rows in each."""
+    count = len(items)
+    if most >= count:
+        return list(items)
+    step = max(1, round(count * 0.618034))
+    while math.gcd(step, count) > 1:
+        step += 1
+    return [items[i] for i in sorted(i * step % count for i in range(most))]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
 BATCH = 32
-METHOD = 7
+METHOD = 8
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 
 
@@ -34,7 +34,7 @@ class CompileSettings:
     batch_size: int = BATCH
     family: str = ""
     pairs: int = 90
-    neutral: int = 880
+    neutral: int = 820
     own: int = 20
     outside: float = 3e-3
     keep: int = 800 * 2**20

@@ -23,6 +23,8 @@ FADE = 0.03
 PENALTY = 0.3
 """The same of the regression on one vector a prompt."""
 DESCENTS = 200
+DEAD = 1e-3
+"""Least deviation of a channel, of the median one: what a channel that hardly varies says is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,8 @@ def logistic(unsafe: Tensor, benign: Tensor) -> Tensor:
     """
     kind = torch.float32 if unsafe.device.type == "mps" else torch.float64
     x = torch.cat([unsafe, benign]).to(kind)
-    scale = x.std(0).clamp_min(1e-12)
+    scale = x.std(0)
+    scale = scale.clamp_min(max(DEAD * float(scale.median()), 1e-12))
     x = F.pad((x - x.mean(0)) / scale, (0, 1), value=1.0)
     y = torch.zeros(len(x), dtype=kind, device=x.device)
     y[: len(unsafe)] = 1
