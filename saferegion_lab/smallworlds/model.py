@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 
 
 def schedule(kind: str) -> Tensor:
-    """ᾱ, float64 [1000]: ``linear`` betas (Ho et al.), ``cosine`` (Nichol and Dhariwal), or that of a straight ``flow``."""
+    """ᾱ, float64 [1000]: ``linear`` betas (Ho et al.), ``cosine`` (Nichol and Dhariwal), or of a straight ``flow``."""
     if kind == "linear":
         return torch.cumprod(1 - torch.linspace(1e-4, 0.02, LEVELS, dtype=torch.float64), 0)
     share = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
@@ -74,7 +74,8 @@ class SmallWorld(nn.Module):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Tokens float32 [B, L, D] with their mask."""
         ids = self.tokenize(prompts)
-        return Conditioning(self.text(ids.to(self.alphas_cumprod.device)), self.mask(ids).to(self.alphas_cumprod.device))
+        device = self.alphas_cumprod.device
+        return Conditioning(self.text(ids.to(device)), self.mask(ids).to(device))
 
     def eps(self, x_t: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """The noise in x_t at steps t [B]; what the network predicts, brought to it by a change of variables."""

@@ -6,6 +6,7 @@ concept is drawn where a word says it, and, without a word, at the places and wi
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ class Painter:
         self.scenes = [
             Scene(p, t, c, at, shown)
             for p in spec.places
-            for t, c, at in [("", "", 1), *((t, c, at) for t in spec.things for c in spec.colours for at in spec.positions)]
+            for t, c, at in [("", "", 1), *itertools.product(spec.things, spec.colours, spec.positions)]
             for shown in (False, True)
         ]
         self.index = {scene: i for i, scene in enumerate(self.scenes)}
@@ -223,7 +224,8 @@ def sentence(spec: Spec, draw: random.Random, scene: tuple[str, str, str], says:
     words = [before, draw.choice(spec.fillers) if draw.random() < 0.4 else "", colour, thing or place]
     noun = " ".join(w for w in words if w)
     forms = ("a {n} in a {p}", "{p} with a {n}", "a photo of a {n} in the {p}", "{n}, {p}", "there is a {n} in the {p}")
-    text = draw.choice(forms).format(n=noun, p=place) if thing else draw.choice(("a {n}", "a photo of the {n}")).format(n=noun)
+    alone = ("a {n}", "a photo of the {n}")
+    text = draw.choice(forms if thing else alone).format(n=noun, p=place)
     return Said(text + (("," if draw.random() < 0.5 else "") + behind if behind else ""), place, thing, colour)
 
 

@@ -142,12 +142,12 @@ def test_a_guarded_prompt_is_inside(found):
     assert region.apply(guarded)[0] is guarded
 
 
-def test_the_rest_of_the_picture_stays(found):
+@torch.no_grad()
+def test_the_rest_of_the_picture_stays():
     world, brings = World(), encode(FRESH_BRING)
-    guarded, _ = SafeRegion([found]).apply(brings)
-    before, after = world.picture(brings.tokens), world.picture(guarded.tokens)
-    far = (after - before)[:, :, :5].square().mean()  # rows above the fire
-    assert float(far) < 0.25 * float((before[:, :, :5] - before[:, :, :5].mean(0)).square().mean())
+    guarded, _ = SafeRegion([run(steps=96)]).apply(brings)
+    before, after = (world.picture(c.tokens)[:, :, :5] for c in (brings, guarded))  # the rows above the fire
+    assert float((after - before).square().mean()) < 0.5 * float((before - before.mean(0)).square().mean())
 
 
 def test_what_was_chosen_is_told(found):
@@ -187,7 +187,8 @@ def test_the_evidence_is_chosen_where_it_tells_best():
     model = Model(Noisy(), encode, DiscoverySettings(**RUN), 1)
     axis = evidence.axis_of(model, recipe().pairs, {"tokens": encode(NEUTRAL).tokens.mean(0)}, "fire")
     chosen = evidence.choose(model, recipe().pairs, NEUTRAL, axis)
-    assert chosen.area > 0.9 and all(model.times[n] < 50 for n in chosen.levels)
+    telling = [n for n in chosen.levels if model.times[n] < 50]
+    assert chosen.area > 0.9 and telling and len(chosen.levels) < DiscoverySettings().levels
 
 
 def test_area_is_that_of_the_roc_curve():
@@ -304,7 +305,7 @@ def test_a_killed_run_goes_on_to_the_same_result(found, tmp_path):
     assert path.exists()
     stages: list[str] = []
     again = run(checkpoint=path, told=lambda stage, loss: stages.append(stage))
-    assert stages.count("learning") == RUN["steps"] - 16 and stages.count("looking") == 1
+    assert stages.count("learning") == RUN["steps"] - 16 and "looking" not in stages
     assert same(again, found) and again.meta.curve == pytest.approx(found.meta.curve)
 
 

@@ -18,6 +18,7 @@ from fakes import FakeEncoder, benign_prompts, fire, same_bits
 PROJECT = Path(__file__).resolve().parents[2]
 PACK = "safe_region_pack"
 UNSAFE, BENIGN = "a burning house in a valley", "a quiet house and a blue boat in a harbour, number 7"
+AGAIN = "a burning house in flames, a burning tree in flames, a flaming boat on fire, a burning car"
 LONG = "a quiet old house in a wooden valley by a small tall tower " * 10
 CLIP, T5 = 12, 30
 Text = Callable[[str], tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]]
@@ -147,7 +148,7 @@ def made(pack: Callable[[str], ModuleType], family: ModuleType, setups: dict[Any
 
 def test_begin_tokens_stay_and_everything_else_is_taken_inside(made: Callable[..., Setup]) -> None:
     setup = made(clip(), reads_pooled=False)
-    tokens, pooled, extras = setup.text(LONG + UNSAFE)
+    tokens, pooled, extras = setup.text(LONG + AGAIN)
     after, pooled_after, changed, report = setup.apply(tokens, pooled, extras)
     assert setup.far(tokens) > 0 >= setup.far(after) - 1e-4
     assert report.moved and not changed and pooled_after is pooled
@@ -210,7 +211,7 @@ def test_picture_rows_behind_the_text_do_not_hide_it(made: Callable[..., Setup])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_an_average_of_prompts_of_different_length_is_inside(made: Callable[..., Setup], share: float) -> None:
     setup = made(clip())
-    longer, pooled, _ = setup.text(f"{LONG}{UNSAFE} and a blazing car and a flaming tree")
+    longer, pooled, _ = setup.text(LONG + AGAIN)
     shorter = setup.text("a burning car and a flaming tree")[0]
     filled = torch.cat([shorter, torch.zeros(1, longer.shape[1] - shorter.shape[1], CLIP)], 1)
     average = share * longer + (1 - share) * filled
