@@ -49,7 +49,15 @@ class Graph:
         return self.add(kind, 1, **inputs)[0]
 
     def regions(self) -> list[Link]:
-        return [self.one("SafeRegion", concept=c, strength=1.0, mode="project") for c in self.concepts]
+        """One for each of ``concepts``; those joined by "+" are in one region."""
+        found = []
+        for together in self.concepts:
+            before: dict[str, Link] = {}
+            for concept in together.split("+"):
+                region = self.one("SafeRegion", concept=concept, strength=1.0, mode="project", **before)
+                before = {"region": region}
+            found.append(region)
+        return found
 
     def guarded(self, clip: Link) -> Link:
         """The CLIP behind Guard CLIP, where that is the guard."""
@@ -394,6 +402,7 @@ CASES: dict[str, Case] = {
     "PerpNegGuider": Case(perp_neg_guider, names=("positive", "negative", "empty"), guarded=("positive", "empty")),
     "negative prompt guarded": Case(negative_too, guarded=_ALL),
     "negative prompt guarded, benign": Case(negative_too, guarded=_ALL, avoided="a blue house"),
+    "two concepts": Case(plain, unsafe=_LIGHTNING, concepts=("fire.yaml+lightning.yaml",)),
     "two guards": Case(plain, unsafe=_LIGHTNING, concepts=("fire.yaml", "lightning.yaml"), same=False),
     "weights": Case(
         plain, unsafe="a (burning:1.4) red house in a (meadow:0.8)", benign="a (red:1.4) house in a [meadow]"

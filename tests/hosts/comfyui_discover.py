@@ -6,6 +6,7 @@ usage: comfyui_discover.py BASE_DIRECTORY RECIPE    (in the checkout; the last l
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 SIZE = 64
+PROMPTS = 160
+"""Of which some bring fire."""
 told: list[int] = []
 
 
@@ -46,7 +49,7 @@ def workflow(prefix: str, seed: int) -> dict[str, Any]:
         "load": node("CheckpointLoaderSimple", ckpt_name="microworld.safetensors"),
         "found": node(
             "SafeRegionDiscover", model=["load", 0], clip=["load", 1], vae=["load", 2], concept=recipe, steps=3,
-            discovery_seed=seed, pictures=1, prompts=24, width=SIZE, height=SIZE,
+            discovery_seed=seed, pictures=1, prompts=PROMPTS, width=SIZE, height=SIZE,
         ),
         "saved": node("SafeRegionSaveDirections", clip=["load", 1], region=["found", 0], prefix=prefix, overwrite=True),
         "text": node("CLIPTextEncode", clip=["load", 1], text="a burning red house in a meadow"),
@@ -60,7 +63,10 @@ def workflow(prefix: str, seed: int) -> dict[str, Any]:
 
 def executor() -> execution.PromptExecutor:
     server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_, **__: None)
-    return execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC)
+    sizes = {"cache_args": {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}}  # newer hosts ask for all of them
+    known = inspect.signature(execution.PromptExecutor).parameters
+    kind = execution.CacheType.CLASSIC
+    return execution.PromptExecutor(server, cache_type=kind, **{k: v for k, v in sizes.items() if k in known})
 
 
 def status(run: Any) -> str:
@@ -74,7 +80,8 @@ def files() -> list[str]:
 
 
 def value(run: Any, name: str, slot: int) -> Any:
-    return run.caches.outputs.get(name)[slot][0]
+    kept = settled(run.caches.outputs.get(name))
+    return getattr(kept, "outputs", kept)[slot][0]
 
 
 def interrupted() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import hashlib
 import importlib
+import inspect
 import json
 import sys
 import traceback
@@ -94,6 +95,8 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict):
         for part in value.values():
             yield from tensors_of(part)
+    elif hasattr(value, "outputs"):
+        yield from tensors_of(value.outputs)
     elif isinstance(value, list | tuple):
         for part in value:
             yield from tensors_of(part)
@@ -106,7 +109,10 @@ def bits(tensor: torch.Tensor) -> Bits:
 
 def executor() -> execution.PromptExecutor:
     server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_, **__: None)
-    return execution.PromptExecutor(server, cache_type=execution.CacheType.CLASSIC)
+    sizes = {"cache_args": {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}}  # newer hosts ask for all of them
+    known = inspect.signature(execution.PromptExecutor).parameters
+    kind = execution.CacheType.CLASSIC
+    return execution.PromptExecutor(server, cache_type=kind, **{k: v for k, v in sizes.items() if k in known})
 
 
 def settled(result: Any) -> Any:
@@ -157,7 +163,7 @@ class Table:
             self.kept.take(value)
             return keep(node_id, value)
 
-        outputs.set = remembered
+        outputs.set = remembered  # newer hosts await what it returns
 
     def case(self, name: str) -> dict[str, dict[str, Any]]:
         """For each kind of prompt and each guard: what was seen, its scores, and what became of the node cache."""
@@ -190,7 +196,8 @@ class Table:
         }
 
     def value(self, link: list[Any]) -> Any:
-        return self.executor.caches.outputs.get(link[0])[link[1]][0]
+        kept = settled(self.executor.caches.outputs.get(link[0]))
+        return getattr(kept, "outputs", kept)[link[1]][0]
 
     @torch.inference_mode()
     def regions(self, graph: cases.Graph) -> list[list[Any]]:
@@ -199,7 +206,12 @@ class Table:
         found = []
         for link in graph.states:
             encoder = self.encoder.TextEncoder.of(self.value(link))
-            found.append([self.guards.fit(choose(concept, 1.0, "project")[0], encoder) for concept in graph.concepts])
+            found.append([])
+            for together in graph.concepts:
+                region = None
+                for concept in together.split("+"):
+                    (region,) = choose(concept, 1.0, "project", region)
+                found[-1].append(self.guards.fit(region, encoder))
         return found
 
     @torch.inference_mode()

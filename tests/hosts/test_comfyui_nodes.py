@@ -47,7 +47,7 @@ def told(seen: Seen, case: str, which: str) -> dict[str, Any]:
     return dict(found)
 
 
-@table()
+@table("two guards")  # the second knows nothing of what the first took off
 def test_an_unsafe_prompt_reaches_the_networks_inside_the_region(seen: Seen, case: str, guard: str) -> None:
     without, guarded = told(seen, case, "unsafe"), told(seen, case, f"unsafe {guard}")
     before = [s for scores in without["scores"].values() for s in scores]

@@ -372,7 +372,7 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str, str]] = {
             ("truncated.safetensors", "truncated.safetensors"),
             ("nothing.safetensors", "truncated or empty"),
             ("pickle.safetensors", "is a pickle"),
-            ("checkpoint.safetensors", "not a direction file"),
+            ("checkpoint.safetensors", "checkpoint.safetensors: tensor"),
         )
     },
     **{
