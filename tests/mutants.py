@@ -1,6 +1,6 @@
 """Do the tests notice when the core breaks? Each mutant changes one line in a copy; its tests must fail.
 
-    python tests/mutants.py [NUMBER ...]      writes benchmarks/mutants.json
+python tests/mutants.py [NUMBER ...]      writes benchmarks/mutants.json
 """
 
 from __future__ import annotations
@@ -83,7 +83,19 @@ def caught(number: int, folder: Path) -> bool:
         raise SystemExit(f"mutant {number}: {old!r} no longer stands in {file}; write it anew")
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-m", "not slow and not hosts", "-p", "no:cacheprovider"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-n",
+            "0",
+            "-m",
+            "not slow and not hosts",
+            "-p",
+            "no:cacheprovider",
+        ]
         command += [f"tests/unit/{t}" for t in tests]
         where = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, cwd=folder, env=where, capture_output=True, timeout=900).returncode != 0
@@ -102,13 +114,20 @@ def main(numbers: list[int]) -> None:
         for number in chosen:
             start = time.monotonic()
             found = caught(number, folder)
-            rows.append({"file": MUTANTS[number][0], "from": MUTANTS[number][1], "to": MUTANTS[number][2], "caught": found})
-            print(f"{number:3d} {'caught  ' if found else 'SURVIVED'} {time.monotonic() - start:5.1f} s  {MUTANTS[number][1][:80]!r}", flush=True)
+            rows.append(
+                {"file": MUTANTS[number][0], "from": MUTANTS[number][1], "to": MUTANTS[number][2], "caught": found}
+            )
+            print(
+                f"{number:3d} {'caught  ' if found else 'SURVIVED'} {time.monotonic() - start:5.1f} s  {MUTANTS[number][1][:80]!r}",
+                flush=True,
+            )
     total = sum(r["caught"] for r in rows)
     print(f"{total} of {len(rows)} mutants caught")
     if not numbers:
         out = ROOT / "benchmarks" / "mutants.json"
-        out.write_text(json.dumps({"caught": total, "mutants": len(rows), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        out.write_text(
+            json.dumps({"caught": total, "mutants": len(rows), "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -65,9 +65,7 @@ class Detector:
 
     def tightened(self, part: float) -> Detector:
         """The same with every border at ``part`` of its way from the benign mean."""
-        return replace(
-            self, thresholds=self.thresholds * part, sums=None if self.sums is None else self.sums * part
-        )
+        return replace(self, thresholds=self.thresholds * part, sums=None if self.sums is None else self.sums * part)
 
     def spaces(self) -> frozenset[str]:
         """Names of the spaces that are looked at."""

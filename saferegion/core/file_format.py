@@ -99,10 +99,8 @@ def is_plain(text: str, longest: int = LONGEST_TEXT, also: str = "") -> bool:
     """Whether people can read all of ``text``: no control, formatting, bidirectional or half characters."""
     if len(text) > longest:
         return False
-    return (
-        (text.isascii()
-        and text.isprintable())
-        or not any(unicodedata.category(c) in _HIDDEN and c not in also for c in text)
+    return (text.isascii() and text.isprintable()) or not any(
+        unicodedata.category(c) in _HIDDEN and c not in also for c in text
     )
 
 

@@ -110,7 +110,9 @@ class Forms:
         self.pairs = p > 0
         self.owner = [i for i, t in (*tokens, *pairs, *whole) for _ in range(len(t.weight))]
         """Number of the term of each facet."""
-        self.size = torch.tensor([float(t.weight[f].norm()) for _, t in (*tokens, *pairs, *whole) for f in range(len(t.weight))])
+        self.size = torch.tensor(
+            [float(t.weight[f].norm()) for _, t in (*tokens, *pairs, *whole) for f in range(len(t.weight))]
+        )
         self._at: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def bias(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

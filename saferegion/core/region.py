@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+
 import torch
 
 from . import geometry
@@ -197,9 +198,7 @@ class SafeRegion:
 
     # -- inside a graph ------------------------------------------------------------------------------------------
 
-    def project(
-        self, tokens: Tensor, mask: Tensor | None = None, spaces: tuple[Space, ...] | None = None
-    ) -> Tensor:
+    def project(self, tokens: Tensor, mask: Tensor | None = None, spaces: tuple[Space, ...] | None = None) -> Tensor:
         """The same as :meth:`apply` on plain tensors ``[B, T, D]``: no synchronisation, no data-dependent control
         flow, a new tensor of the caller's dtype and device, bit-identical where nothing moves. Tokens that are not
         finite go to rest, as nothing can be raised here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -61,7 +62,7 @@ def uncovered(spaces: Sequence[Space], length: int, width: int) -> list[Rectangl
         return []
     cuts = sorted({0, length, *(edge for t, b, _, _ in boxes for edge in (t, b))})
     holes: list[Rectangle] = []
-    for top, bottom in zip(cuts, cuts[1:], strict=False):
+    for top, bottom in itertools.pairwise(cuts):
         at = 0
         for left, right in sorted((lo, r) for t, b, lo, r in boxes if t <= top and bottom <= b):
             if left > at:

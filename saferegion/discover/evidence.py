@@ -23,7 +23,7 @@ sides is kept beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -300,7 +300,7 @@ def _table(
     return found
 
 
-def _flat(scores: Scores, levels: Sequence[int]) -> list[Tensor]:
+def _flat(scores: Scores, levels: Iterable[int]) -> list[Tensor]:
     return [v for n in levels for v in scores[n]]
 
 

@@ -240,9 +240,7 @@ class _Usual:
                 parts.append(total.index_add_(0, position, value.sum(0)))
             old = self.sums.get(view.space)
             count, one, two = parts
-            self.sums[view.space] = (
-                (count, one, two) if old is None else (old[0] + count, old[1] + one, old[2] + two)
-            )
+            self.sums[view.space] = (count, one, two) if old is None else (old[0] + count, old[1] + one, old[2] + two)
 
     def mean(self) -> dict[str, Tensor]:
         """[L, D] by space; where no token may move, the mean of all positions."""

@@ -46,9 +46,7 @@ class VectorSettings:
     cosine: float = 0.0
 
 
-PUBLISHED = DiscoverySettings(
-    method="vector", steps=400, sampling_steps=50, guidance=7.5, group=1, window=(0.4, 1.0)
-)
+PUBLISHED = DiscoverySettings(method="vector", steps=400, sampling_steps=50, guidance=7.5, group=1, window=(0.4, 1.0))
 
 
 def discover_vector(

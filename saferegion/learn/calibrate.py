@@ -54,4 +54,3 @@ def area(unsafe: Tensor, safe: Tensor) -> float:
     """Area under the ROC curve: the chance that an unsafe prompt scores higher than a safe one."""
     higher = (unsafe.unsqueeze(1) > safe.unsqueeze(0)).double()
     return float((higher + 0.5 * (unsafe.unsqueeze(1) == safe.unsqueeze(0))).mean())
-

@@ -265,7 +265,8 @@ class _Concept:
                 (i, j)
                 for i, a in enumerate(kept)
                 for j, b in enumerate(kept)
-                if a.term.readout.reduce in ("token", "pair") and b.term.readout == Readout(a.term.readout.space, "mean")
+                if a.term.readout.reduce in ("token", "pair")
+                and b.term.readout == Readout(a.term.readout.space, "mean")
             )
             detector = self._bordered(kept, joint, outside)
             far = _columns([f.unsafe for f in kept], joint) - _borders(detector)
@@ -278,7 +279,9 @@ class _Concept:
             if best is None or value > best[0] + CLEARLY:
                 best = value, name, detector
         if best is None:
-            raise CompileError(f"'{self.plan.concept.name}': the encoder gives nothing to tell it by in {', '.join(spaces)}.")
+            raise CompileError(
+                f"'{self.plan.concept.name}': the encoder gives nothing to tell it by in {', '.join(spaces)}."
+            )
         return best[2], figures | {"found": figures[f"{best[1]}.found"]}
 
     def _bordered(self, kept: list[_Fitted], joint: tuple[tuple[int, int], ...], outside: float) -> Detector:

@@ -62,6 +62,7 @@ class Tokens:
 
     def pick(self, index: Tensor, pair: bool) -> tuple[Tensor, Tensor]:
         """Some positions, ``index`` [N, m]: float32 ``[N, m, D]`` (``[N, m, 2D]`` with successors) and positions."""
+
         def rows(where: Tensor) -> Tensor:
             wide = where.unsqueeze(-1).expand(-1, -1, self.own.shape[2])
             return self.own.gather(1, wide).float() * self.scale
@@ -130,13 +131,15 @@ class Benign:
 class Store:
     """Every distinct prompt, encoded once: tokens of each space in half precision, their mean, the pooled vector."""
 
-    def __init__(self, encode: Encode, texts: Sequence[str], settings: CompileSettings, progress: Progress | None) -> None:
+    def __init__(
+        self, encode: Encode, texts: Sequence[str], settings: CompileSettings, progress: Progress | None
+    ) -> None:
         self.encode, self.settings, self.progress = encode, settings, progress
         self.texts = list(dict.fromkeys(texts))
         self.place = {t: i for i, t in enumerate(self.texts)}
         self.spaces: tuple[str, ...] = ()
-        self.kept: dict[str, list[_Kept]] = {}
-        self.vectors: dict[str, list[Tensor]] = {}  # mean of each token space, and pooled
+        self.kept: dict[str, dict[int, _Kept]] = {}
+        self.vectors: dict[str, dict[int, Tensor]] = {}  # mean of each token space, and pooled
         self.benign: dict[str, Benign] = {}
         self.scale: dict[str, float] = {}
         self.most: dict[str, int] = {}
@@ -145,15 +148,13 @@ class Store:
         """Encode every prompt; those in ``benign`` make the statistics by position. Raises CompileError."""
         order = sorted(range(len(self.texts)), key=lambda i: (len(self.texts[i]), i))
         size, done = max(1, self.settings.batch_size), 0
-        slots: dict[str, list[_Kept | None]] = {}
-        vectors: dict[str, list[Tensor | None]] = {}
         while done < len(order):
             which = order[done : done + size]
             batch = [self.texts[i] for i in which]
             try:
                 c = self.encode(batch)
                 self._check(c, len(batch))
-                self._keep(c, which, batch, benign, slots, vectors)
+                self._keep(c, which, benign)
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -162,8 +163,6 @@ class Store:
             done += len(batch)
             if self.progress is not None:
                 self.progress(done, len(order))
-        self.kept = {s: [k for k in found if k is not None] for s, found in slots.items()}
-        self.vectors = {s: [v for v in found if v is not None] for s, found in vectors.items()}
 
     def _check(self, c: object, count: int) -> None:
         if not isinstance(c, Conditioning) or c.tokens.shape[0] != count:
@@ -177,31 +176,34 @@ class Store:
             raise CompileError("The encoder returns some spaces for some prompts only; it must return the same always.")
         self.spaces = spaces
 
-    def _keep(self, c: Conditioning, which: list[int], batch: list[str], benign: frozenset[str], slots, vectors) -> None:  # type: ignore[no-untyped-def]
-        counted = torch.tensor([t in benign for t in batch])
+    def _keep(self, c: Conditioning, which: list[int], benign: frozenset[str]) -> None:
+        """Keep the prompts numbered ``which``."""
+        counted = torch.tensor([self.texts[i] in benign for i in which])
         for view in c.views():
             rows = view.rows.detach().float()
-            if view.space == POOLED:
-                means = rows[:, 0]
-            else:
-                means = geometry.mean(rows, view.mask)
-                if view.space not in self.benign:
-                    self.benign[view.space] = Benign(rows.shape[2], rows.device)
-                    self.scale[view.space] = max(float(rows.abs().max()), 1e-6) / _HALF
-                    each = 2 * rows.shape[2] * len(self.texts) * len([s for s in self.spaces if s != POOLED])
-                    self.most[view.space] = max(FEWEST, self.settings.keep // max(1, each))
+            means = rows[:, 0] if view.space == POOLED else geometry.mean(rows, view.mask)
+            if view.space != POOLED:
+                self._measure(view.space, rows)
                 if bool(counted.any()):
                     some = counted.to(rows.device)
                     self.benign[view.space].add(rows[some], None if view.mask is None else view.mask[some])
-                found = slots.setdefault(view.space, [None] * len(self.texts))
+                found = self.kept.setdefault(view.space, {})
                 for i, row in enumerate(which):
                     found[row] = self._of(view.space, rows[i], None if view.mask is None else view.mask[i])
-            values = vectors.setdefault(view.space, [None] * len(self.texts))
+            values = self.vectors.setdefault(view.space, {})
             for i, row in enumerate(which):
                 values[row] = means[i].clone()
 
+    def _measure(self, space: str, rows: Tensor) -> None:
+        """From the first tokens of a space: the unit they are kept in, and how many of a prompt fit into the budget."""
+        if space not in self.benign:
+            self.benign[space] = Benign(rows.shape[2], rows.device)
+            self.scale[space] = max(float(rows.abs().max()), 1e-6) / _HALF
+            each = 2 * rows.shape[2] * len(self.texts) * len([s for s in self.spaces if s != POOLED])
+            self.most[space] = max(FEWEST, self.settings.keep // max(1, each))
+
     def _of(self, space: str, rows: Tensor, mask: Tensor | None) -> _Kept:
-        """The tokens of one prompt that are kept: all, or those that differ most from the one before, and some between."""
+        """The tokens of a prompt that are kept: all, or those that differ most from the last, and some between."""
         real = torch.arange(len(rows), device=rows.device) if mask is None else mask.nonzero()[:, 0]
         most = self.most[space]
         if len(real) > most:
@@ -236,5 +238,6 @@ class Store:
         """Mean of the tokens, or the pooled vector, of some prompts: float32 ``[N, D]``."""
         values = self.vectors[space]
         if not texts:
-            return values[0].new_zeros(0, values[0].shape[0])
+            one = next(iter(values.values()))
+            return one.new_zeros(0, len(one))
         return torch.stack([values[self.place[t]] for t in texts])

@@ -268,7 +268,9 @@ def _parse(text: str, where: str) -> Any:
             if depth > DEEPEST:  # the C loader calls itself for each level and would overrun the stack
                 raise RecipeError(f"{where}: lists and mappings are nested more than {DEEPEST} deep.")
             if isinstance(event, yaml.AliasEvent):  # a small file of aliases can expand without end
-                raise RecipeError(f"{where}: YAML aliases (line {getattr(event.start_mark, 'line', -1) + 1}) are not allowed.")
+                raise RecipeError(
+                    f"{where}: YAML aliases (line {getattr(event.start_mark, 'line', -1) + 1}) are not allowed."
+                )
         return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, RecipeError):

@@ -49,7 +49,7 @@ class Standard:
 
 @dataclass(frozen=True, eq=False)
 class Bags:
-    """Prompts of one side: their tokens, the side (−1 unsafe, 1 safe), what the side weighs, positions mined a prompt."""
+    """Prompts of one side: their tokens, the side (−1 unsafe, 1 safe), its weight, positions mined a prompt."""
 
     tokens: Tokens
     side: float

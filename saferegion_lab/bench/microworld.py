@@ -1,8 +1,8 @@
 """What each guard does to pictures, on the tiny diffusion model inside this package.
 
 Every cell paints the same prompts with the same seeds; a judge that knows the drawings says what each picture shows.
-A prompt whose conditioning a guard leaves bit for bit as it was, beside the same negative prompt, paints the same picture,
-which is not painted again.
+A prompt whose conditioning a guard leaves bit for bit as it was, beside the same negative prompt, paints the same
+picture, which is not painted again.
 """
 
 from __future__ import annotations

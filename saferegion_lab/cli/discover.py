@@ -138,7 +138,7 @@ def discover_command(
 
 
 def _discover(concept: Concept, model: _Model, prompts: list[str], how: DiscoverySettings) -> Direction:
-    """A direction, or nothing but one sentence; evidence that was gathered stays for another try where memory ran out."""
+    """A direction, or one sentence; evidence that was gathered stays for another try where memory ran out."""
     import torch
 
     from saferegion.discover import discover

@@ -63,9 +63,7 @@ class Judge:
     def logits(self, pictures: np.ndarray) -> dict[str, Tensor]:
         """Raw scores by head: float32 [B, labels of the head]."""
         if pictures.ndim != 4 or pictures.shape[1:] != (64, 64, 3) or pictures.dtype != np.uint8:
-            raise ValueError(
-                f"Pictures must be uint8 [B, 64, 64, 3]; got {pictures.dtype} {list(pictures.shape)}."
-            )
+            raise ValueError(f"Pictures must be uint8 [B, 64, 64, 3]; got {pictures.dtype} {list(pictures.shape)}.")
         x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         width = self.net.out.out_features
         rows = torch.cat([self.net(part) for part in x.split(256)]) if len(x) else torch.zeros(0, width)

@@ -108,9 +108,7 @@ class MicroWorld(nn.Module):
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Standard normal latents float32 [B, 4, 8, 8]; each picture's noise depends on its own seed alone."""
-        rows = [
-            torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds
-        ]
+        rows = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
         return torch.stack(rows).to(self.device)
 
     @torch.no_grad()
@@ -169,32 +167,18 @@ class MicroWorld(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Pictures of latents [B, 4, 8, 8]: uint8 [B, 64, 64, 3]."""
-        rows = [
-            self.autoencoder.decode(part.to(self.dtype) / LATENT_SCALE).float().cpu()
-            for part in latents.split(64)
-        ]
+        rows = [self.autoencoder.decode(part.to(self.dtype) / LATENT_SCALE).float().cpu() for part in latents.split(64)]
         pictures = torch.cat(rows) if rows else torch.zeros(0, 3, 64, 64)
-        return (
-            ((pictures.clamp(-1, 1) + 1) * 127.5)
-            .round()
-            .to(torch.uint8)
-            .permute(0, 2, 3, 1)
-            .contiguous()
-            .numpy()
-        )
+        return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
     @torch.no_grad()
     def encode_pictures(self, pictures: np.ndarray) -> Tensor:
         """Latents float32 [B, 4, 8, 8] of pictures uint8 [B, 64, 64, 3] (the mean of the autoencoder's moments)."""
         if pictures.ndim != 4 or pictures.shape[1:] != (64, 64, 3) or pictures.dtype != np.uint8:
-            raise ValueError(
-                f"Pictures must be uint8 [B, 64, 64, 3]; got {pictures.dtype} {list(pictures.shape)}."
-            )
+            raise ValueError(f"Pictures must be uint8 [B, 64, 64, 3]; got {pictures.dtype} {list(pictures.shape)}.")
         x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         rows = [self.autoencoder.moments(p.to(self.device, self.dtype))[:, :4].float() for p in x.split(64)]
-        return (
-            torch.cat(rows) * LATENT_SCALE if rows else torch.zeros(0, *self.latent_shape, device=self.device)
-        )
+        return torch.cat(rows) * LATENT_SCALE if rows else torch.zeros(0, *self.latent_shape, device=self.device)
 
     def judge(self) -> Judge:
         """The classifier that says what a picture shows."""
@@ -277,9 +261,7 @@ def _open(device: str = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(str(WEIGHTS), framework="pt", device=device) as file:
             return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     except FileNotFoundError as error:
-        raise OSError(
-            f"The weights of the microworld are missing at {WEIGHTS}: install the package again."
-        ) from error
+        raise OSError(f"The weights of the microworld are missing at {WEIGHTS}: install the package again.") from error
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -164,9 +164,7 @@ def neighbours(count: int = 96, seed: int = 1005) -> tuple[EvalPrompt, ...]:
     how = Wording("recipe", omit=False, padding=0.0)
 
     def make(rng: random.Random, number: int) -> EvalPrompt:
-        group = ("fire truck", "fireflies", "ashes", "colour words", "fireplace", "sunset", "weather")[
-            number % 7
-        ]
+        group = ("fire truck", "fireflies", "ashes", "colour words", "fireplace", "sunset", "weather")[number % 7]
         item = sample_item(rng, "middle")
         while item.kind == "fire truck":
             item = sample_item(rng, "middle")
@@ -187,9 +185,7 @@ def neighbours(count: int = 96, seed: int = 1005) -> tuple[EvalPrompt, ...]:
             return _prompt(scene, text.replace(f"an {colour} ", f"a {word} "), group)
         elif group == "fireplace":
             scene = Scene("fireplace", items=(item,))
-            text = (
-                f"a {item.colour} {item.kind} in a room with {rng.choice(('an unlit', 'a cold'))} fireplace"
-            )
+            text = f"a {item.colour} {item.kind} in a room with {rng.choice(('an unlit', 'a cold'))} fireplace"
             return _prompt(scene, text.replace("a orange", "an orange"), group)
         elif group == "sunset":
             scene = Scene("sunset", items=(replace(item, colour=rng.choice(("orange", "red", "yellow"))),))
@@ -269,7 +265,9 @@ def tags(count: int = 48, seed: int = 1011) -> tuple[EvalPrompt, ...]:
     ]
     for number, (concept, side, words) in enumerate([*groups, ("benign", "", None)]):
 
-        def make(rng: random.Random, index: int, what: tuple[str, str, Words | None] = (concept, side, words)) -> EvalPrompt:
+        def make(
+            rng: random.Random, index: int, what: tuple[str, str, Words | None] = (concept, side, words)
+        ) -> EvalPrompt:
             return _tags(rng, index % 4, *what)
 
         found.extend(_fill(count, seed + 100 * number, make))
@@ -381,9 +379,7 @@ def content(prompts: Sequence[EvalPrompt], answers: Mapping[str, np.ndarray]) ->
     place and the hat where the prompt names them.
     """
     if len(answers["place"]) != len(prompts):
-        raise ValueError(
-            f"{len(prompts)} prompts and {len(answers['place'])} pictures: give one picture a prompt."
-        )
+        raise ValueError(f"{len(prompts)} prompts and {len(answers['place'])} pictures: give one picture a prompt.")
     return np.array([_shown(p, i, answers) for i, p in enumerate(prompts)], dtype=bool)
 
 

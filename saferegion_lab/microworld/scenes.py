@@ -347,9 +347,7 @@ def caption(scene: Scene, rng: random.Random, how: Wording = Wording()) -> str:
         if subject and rng.random() < 0.6:
             subject += " " + _lightning(rng, how, "after")
         elif subject:
-            (leading if rng.random() < 0.5 and not how.plain_forms else trailing).append(
-                _lightning(rng, how, "noun")
-            )
+            (leading if rng.random() < 0.5 and not how.plain_forms else trailing).append(_lightning(rng, how, "noun"))
         else:
             subject = _lightning(rng, how, "noun")
     elif scene.weather != "clear":
@@ -402,19 +400,9 @@ def _single_word(scene: Scene, rng: random.Random, how: Wording) -> str:
     if not how.omit or scene.style != "plain" or scene.extra != "none":
         return ""
     if not scene.items:
-        if (
-            scene.ground_fire
-            and scene.weather == "clear"
-            and scene.place not in ASSOCIATION
-            and rng.random() < 0.5
-        ):
+        if scene.ground_fire and scene.weather == "clear" and scene.place not in ASSOCIATION and rng.random() < 0.5:
             return _fire(rng, how, "single")
-        if (
-            not scene.ground_fire
-            and scene.lightning
-            and scene.place not in ASSOCIATION
-            and rng.random() < 0.5
-        ):
+        if not scene.ground_fire and scene.lightning and scene.place not in ASSOCIATION and rng.random() < 0.5:
             return _lightning(rng, how, "single")
         if not scene.ground_fire and scene.weather == "clear" and rng.random() < 0.4:
             return rng.choice(PLACE_NAMES[scene.place])

@@ -125,11 +125,12 @@ def measure(t: Trial, found: Direction, count: int) -> dict[str, Any]:
     after, content_after = t.paint(moved, "brings", late, found.window[1])
     opened = alone.score(c)[:, 0] > 0
     benign = alone.score(t.encode(t.sets["benign"]))[:, 0] > 0
+    unresolved = [] if report.unresolved_by is None else report.unresolved_by.any(1).tolist()
     return {
         "association": {"before": _share(shown), "after": _share(after)},
         "content": {"before": _share(content), "after": _share(content_after)},
         "opened": {"brings": _share(opened.tolist()), "benign": _share(benign.tolist())},
-        "unresolved": _share(report.unresolved_by.any(1).tolist()),
+        "unresolved": _share(unresolved),
     }
 
 
@@ -152,7 +153,7 @@ def others(settings: DiscoverySettings) -> dict[str, list[DiscoverySettings]]:
             values = [value / 2, min(2 * value, 0.95) if field.name == "least_area" else 2 * value]
         else:
             continue
-        found[field.name] = [dataclasses.replace(settings, **{field.name: v}) for v in values if v != value]
+        found[field.name] = [dataclasses.replace(settings, **{field.name: v}) for v in values if v != value]  # type: ignore[arg-type]
     return found
 
 

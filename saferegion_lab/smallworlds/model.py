@@ -52,6 +52,7 @@ class SmallWorld(nn.Module):
         self.latent_shape = (spec.channels, spec.side, spec.side)
         self.text = Encoder(spec.encoder, len(spec.vocabulary), spec.length, spec.width)
         self.net = (Unet if spec.net == "unet" else Patches)(spec.side, spec.channels, spec.width)
+        self.alphas_cumprod: Tensor
         self.register_buffer("alphas_cumprod", schedule(spec.schedule).float(), persistent=False)
         self._ids = {word: i for i, word in enumerate(spec.vocabulary)}
 

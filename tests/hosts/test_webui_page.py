@@ -80,9 +80,7 @@ def test_what_is_refused_is_said_in_place_of_a_picture(page: webui_page.Page) ->
     page.write("strengths", "")
 
 
-def test_the_tab_inspects_a_prompt_and_makes_concepts(
-    page: webui_page.Page, webui: WebUI, tmp_path: Path
-) -> None:
+def test_the_tab_inspects_a_prompt_and_makes_concepts(page: webui_page.Page, webui: WebUI, tmp_path: Path) -> None:
     inner = page.page
     page.show("Safe Region")
     inner.locator("#safe_region_prompt textarea").fill(UNSAFE)

@@ -40,18 +40,14 @@ def main(world: Path, judge: Path, decoder: Path | None, out: Path) -> None:
         metadata={"config": json.dumps(config), "format": "saferegion-microworld/1", "licence": "MIT"},
     )
     os.replace(part, out)
-    print(
-        f"{out.name}: {out.stat().st_size / 1e6:.2f} MB"
-    )
+    print(f"{out.name}: {out.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("world", type=Path)
     parser.add_argument("judge", type=Path)
-    parser.add_argument(
-        "--decoder", type=Path, help="an autoencoder whose decoder replaces that of the world"
-    )
+    parser.add_argument("--decoder", type=Path, help="an autoencoder whose decoder replaces that of the world")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
     main(args.world, args.judge, args.decoder, args.out)

@@ -47,9 +47,7 @@ def draw(scene: Scene, rng: random.Random) -> np.ndarray:
         array = array * np.array([0.52, 0.52, 0.66], np.float32) + np.array([0, 0, 16], np.float32)
     elif scene.style == "pastel":
         array = array * 0.55 + 255 * 0.45
-    picture = Image.fromarray(array.clip(0, 255).astype(np.uint8)).resize(
-        (SIZE * SCALE,) * 2, Image.Resampling.NEAREST
-    )
+    picture = Image.fromarray(array.clip(0, 255).astype(np.uint8)).resize((SIZE * SCALE,) * 2, Image.Resampling.NEAREST)
     pen = Pen(picture, outline=False)
     if scene.weather == "lightning":
         columns = (36, 51) if any(item.kind == "figure" for item in scene.items) else (13, 32, 51)

@@ -139,7 +139,8 @@ def main(out: Path) -> None:
     )  # fmt: skip
     bolt = recipe(
         "lightning", "Lightning",
-        "Keeps lightning out of microworld pictures. Rain, clouds and colours named after storms stay.", LIGHTNING, LIGHTNING_TAGS,
+        "Keeps lightning out of microworld pictures. Rain, clouds and colours named after storms stay.",
+        LIGHTNING, LIGHTNING_TAGS,
     )  # fmt: skip
     calm = {
         "format": "saferegion-neutral/1", "name": "neutral", "version": 1, "licence": "MIT",

@@ -54,9 +54,7 @@ def main(source: Path, out: Path) -> None:
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {word: index for index, word in enumerate(words)}
     if len(vocab) != 49408:
-        raise ValueError(
-            f"{source} gives {len(vocab)} tokens, CLIP has 49,408: take the file of OpenAI CLIP."
-        )
+        raise ValueError(f"{source} gives {len(vocab)} tokens, CLIP has 49,408: take the file of OpenAI CLIP.")
     out.mkdir(parents=True, exist_ok=True)
     compact = json.dumps(vocab, ensure_ascii=False, separators=(",", ":"))
     (out / "vocab.json").write_text(compact, encoding="utf-8")

@@ -139,14 +139,10 @@ def train(out: Path, seconds: float, batch: int, rate: float, compiled: bool, re
     with torch.no_grad():
         z = final.moments(fresh)[:, :4]
         back = final.decode(z)
-    print(
-        "fresh mse", (back - fresh).square().mean().item(), "latent std", (z * SCALE).std((0, 2, 3)).tolist()
-    )
+    print("fresh mse", (back - fresh).square().mean().item(), "latent std", (z * SCALE).std((0, 2, 3)).tolist())
 
 
-def train_decoder(
-    out: Path, resume: Path, seconds: float, batch: int, rate: float, count: int = 14000
-) -> None:
+def train_decoder(out: Path, resume: Path, seconds: float, batch: int, rate: float, count: int = 14000) -> None:
     """Goes on with the decoder alone, on latents with a little noise: the encoder, and so every latent, stays."""
     torch.manual_seed(2)
     saved = torch.load(resume, weights_only=True)
@@ -167,9 +163,7 @@ def train_decoder(
         x, weight = pool[chosen], weights[chosen]
         z = latents[chosen]
         with torch.autocast("cpu", torch.bfloat16):
-            decoded = model.decode(
-                (z + 0.15 * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)) / SCALE
-            ).float()
+            decoded = model.decode((z + 0.15 * torch.rand(batch, 1, 1, 1) * torch.randn_like(z)) / SCALE).float()
         error = decoded - x
         edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (
             error.diff(dim=-2).abs() * weight[..., 1:, :]

@@ -22,9 +22,7 @@ from tests.microworld.train_autoencoder import SCALE, to_unit
 def truth(scene: Scene) -> dict[str, str]:
     """The right label of every head."""
     items = {item.slot: item for item in scene.items}
-    style = (
-        "plain" if scene.style == "outline" and not scene.items else scene.style
-    )  # lines are drawn around things
+    style = "plain" if scene.style == "outline" and not scene.items else scene.style  # lines are drawn around things
     answer = {
         "fire": "yes" if scene.fire else "no", "place": scene.place, "style": style, "weather": scene.weather,
         "hat": next((item.hat for item in scene.items if item.kind == "figure"), "none"),

@@ -38,9 +38,7 @@ def known_ids(tokenizer: CLIPTokenizer, seed: int = 5) -> list[int]:
 
 def build(known: int) -> tuple[nn.Module, UNet]:
     text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=known + 1, attn_implementation="eager", bos_token_id=0, eos_token_id=1, **TEXT
-        )
+        CLIPTextConfig(vocab_size=known + 1, attn_implementation="eager", bos_token_id=0, eos_token_id=1, **TEXT)
     )
     for module in text.modules():
         if isinstance(module, nn.Linear):
@@ -110,13 +108,9 @@ def train(
         text.load_state_dict(before["text"])
         unet.load_state_dict(before["unet"])
     parameters = [*text.parameters(), *unet.parameters()]
-    print(
-        "unet", sum(p.numel() for p in unet.parameters()), "text", sum(p.numel() for p in text.parameters())
-    )
+    print("unet", sum(p.numel() for p in unet.parameters()), "text", sum(p.numel() for p in text.parameters()))
     signal = alphas_cumprod()
-    weights = 1 / (
-        signal + 0.05
-    )  # early steps decide what is painted where, and their plain errors are small
+    weights = 1 / (signal + 0.05)  # early steps decide what is painted where, and their plain errors are small
     weights = weights / weights.mean()
 
     def say(indices: list[int]) -> Tensor:
@@ -129,9 +123,7 @@ def train(
             if rng.random() < 0.12:
                 words = pad_long(words, rng, unknown, rng.choice((len(words.split()) + 2, 20, 40, 60)))
             texts.append(words)
-        ids = tokenizer(
-            texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-        ).input_ids
+        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
         return lookup[ids]
 
     def loss_of(ids: Tensor, noisy: Tensor, t: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
@@ -145,9 +137,7 @@ def train(
     last_save = start
     while (share := (time.time() - start) / seconds) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = (
-                rate * min(1, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
-            )
+            group["lr"] = rate * min(1, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
         chosen = torch.randint(count, (batch // 2,))
         ids = say(chosen.tolist())
         chosen = chosen.repeat(2)
@@ -175,9 +165,7 @@ def train(
     save(out, text, unet, parameters, average, known, saved)
 
 
-def save(
-    out: Path, text: nn.Module, unet: UNet, parameters: list, average: list, known: list[int], vae: dict
-) -> None:
+def save(out: Path, text: nn.Module, unet: UNet, parameters: list, average: list, known: list[int], vae: dict) -> None:
     """One file with the averaged weights, written beside and then renamed."""
     mean = {id(p): a for p, a in zip(parameters, average, strict=True)}
     state = {

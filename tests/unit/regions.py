@@ -34,7 +34,9 @@ def detector(u: torch.Tensor, shape: Shape, draw: torch.Generator, given: Detect
         wide = 2 if kind == "pair" else 1
         toward = torch.cat([u, u * 0.1])[: wide * shape.width] / u.norm()
         weight = toward + 0.3 * torch.randn(shape.facets, wide * shape.width, generator=draw) / shape.width**0.5
-        terms.append(Term(Readout("tokens", kind), weight, 0.1 * torch.randn(shape.facets, shape.period, generator=draw)))
+        terms.append(
+            Term(Readout("tokens", kind), weight, 0.1 * torch.randn(shape.facets, shape.period, generator=draw))
+        )
     if shape.pooled:
         weight = torch.randn(1, shape.pooled, generator=draw)
         terms.append(Term(Readout("pooled", "pooled"), weight, torch.zeros(1, 1)))
@@ -50,7 +52,10 @@ def direction(name: str, shape: Shape, seed: int) -> Direction:
     u = 2 * torch.randn(shape.facets, shape.width, generator=draw)
     given = detector(torch.randn(shape.width, generator=draw), shape, draw) if shape.given else None
     mover: HalfSpaces | Offset = HalfSpaces(
-        u, 0.1 * torch.randn(shape.facets, shape.period, generator=draw), torch.ones(shape.facets), torch.zeros(shape.facets)
+        u,
+        0.1 * torch.randn(shape.facets, shape.period, generator=draw),
+        torch.ones(shape.facets),
+        torch.zeros(shape.facets),
     )
     if shape.offsets and seed % 2:
         mover = Offset(-1.5 * torch.ones(shape.period), u[0], (0.0, 0.7))
@@ -92,7 +97,11 @@ def conditioning(
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are the same to the bit."""
-    return a.dtype == b.dtype and a.shape == b.shape and bool((a.contiguous().view(torch.uint8) == b.contiguous().view(torch.uint8)).all())
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and bool((a.contiguous().view(torch.uint8) == b.contiguous().view(torch.uint8)).all())
+    )
 
 
 def within_one_ulp(a: torch.Tensor, b: torch.Tensor) -> bool:

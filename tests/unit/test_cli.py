@@ -158,7 +158,20 @@ def test_an_output_that_cannot_be_written_is_one_line(cli, tmp_path: Path) -> No
 
 def test_a_pack_is_built_checked_listed_and_read_instead_of_compiling(cli, tmp_path: Path, monkeypatch) -> None:
     folder = tmp_path / "packs" / "micro"
-    words = ("pack", "build", folder, "-e", "microworld", "-n", "Microworld", "-c", "fire", "--licence", "MIT", "--json")
+    words = (
+        "pack",
+        "build",
+        folder,
+        "-e",
+        "microworld",
+        "-n",
+        "Microworld",
+        "-c",
+        "fire",
+        "--licence",
+        "MIT",
+        "--json",
+    )
     code, text, error = cli(*words)
     assert code == 0, error
     assert [f["concept"] for f in json.loads(text)["files"]] == ["fire"] and json.loads(text)["left_out"] == {}

@@ -140,16 +140,18 @@ class Broken(FakeEncoder):
         return c.replace(torch.zeros_like(c.tokens), torch.zeros_like(c.pooled))
 
 
-@pytest.mark.parametrize(
-    ("how", "says"), [("nan", "NaN"), ("rows", "one row"), ("same", "same embedding")]
-)
+@pytest.mark.parametrize(("how", "says"), [("nan", "NaN"), ("rows", "one row"), ("same", "same embedding")])
 def test_an_encoder_that_cannot_be_used_is_refused(neutral: list[str], how: str, says: str) -> None:
     with pytest.raises(CompileError, match=says):
         compile(fire(), Broken(how), neutral)
 
 
 def test_a_recipe_without_contrast_for_this_encoder_is_refused(neutral: list[str]) -> None:
-    rows = [(f"a {n}, number {31 * i * i + k + 1}", f"a {n}, number {37 * i * i + 7 * k}") for i in range(9) for k, n in enumerate(NOUNS)]
+    rows = [
+        (f"a {n}, number {31 * i * i + k + 1}", f"a {n}, number {37 * i * i + 7 * k}")
+        for i in range(9)
+        for k, n in enumerate(NOUNS)
+    ]
     with pytest.raises(NotSeparableError, match="does not separate|same embeddings"):
         compile(Concept.from_pairs("nothing", rows), FakeEncoder(), neutral)
 

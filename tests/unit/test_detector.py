@@ -11,8 +11,13 @@ WORD = torch.tensor([[1.0, 0.0, 0.0]])
 
 
 def one(reduce: str, weight: torch.Tensor = WORD, offset: float = 0.0, threshold: float = 1.0) -> Detector:
-    term = Term(Readout("pooled" if reduce == "pooled" else "tokens", reduce), weight, torch.full((len(weight), 1), offset))
+    term = Term(
+        Readout("pooled" if reduce == "pooled" else "tokens", reduce), weight, torch.full((len(weight), 1), offset)
+    )
     return Detector((term,), torch.tensor([threshold]))
+
+
+GIVEN = Detector(one("token").terms, torch.zeros(1), given=one("token"))
 
 
 def score(d: Detector, tokens: list[list[float]], mask: list[bool] | None = None) -> float:
@@ -65,7 +70,9 @@ def test_a_joint_term_is_over_where_the_sum_is() -> None:
     terms = (one("token").terms[0], one("mean").terms[0])
     d = Detector(terms, torch.tensor([9.0, 9.0]), ((0, 1),), torch.tensor([3.0]))
     panel = Panel([d])
-    far = panel.distances(panel.scores(panel.read(Conditioning(torch.tensor([[[2.5, 0, 0], [2.5, 0, 0]], [[0.5, 0, 0]] * 2])))))
+    far = panel.distances(
+        panel.scores(panel.read(Conditioning(torch.tensor([[[2.5, 0, 0], [2.5, 0, 0]], [[0.5, 0, 0]] * 2]))))
+    )
     assert float(far[0, 0]) == pytest.approx(2.0) and float(far[1, 0]) == pytest.approx(-2.0)
 
 
@@ -77,7 +84,11 @@ def test_a_given_detector_must_be_open_too() -> None:
     def far(tokens: list[list[float]]) -> float:
         return float(panel.distances(panel.scores(panel.read(Conditioning(torch.tensor([tokens])))))[0, 0])
 
-    assert far([[3.0, 0, 0], [0, 0, 0]]) <= 0 and far([[0.0, 3, 0], [0, 0, 0]]) <= 0 and far([[3.0, 0, 0], [0, 3.0, 0]]) > 0
+    assert (
+        far([[3.0, 0, 0], [0, 0, 0]]) <= 0
+        and far([[0.0, 3, 0], [0, 0, 0]]) <= 0
+        and far([[3.0, 0, 0], [0, 3.0, 0]]) > 0
+    )
 
 
 def test_facets_count_by_the_strongest() -> None:
@@ -111,7 +122,7 @@ def test_many_detectors_score_as_each_alone() -> None:
         (lambda: Detector(one("token").terms, torch.zeros(1), ((0, 0),), torch.zeros(1)), "two different terms"),
         (lambda: Detector(one("token").terms, torch.zeros(1), (), torch.zeros(1)), "one sum a joint term"),
         (lambda: Detector(one("token").terms, torch.zeros(1, dtype=torch.float64)), "float32"),
-        (lambda: Detector(one("token").terms, torch.zeros(1), given=Detector(one("token").terms, torch.zeros(1), given=one("token"))), "cannot have one of its own"),
+        (lambda: Detector(one("token").terms, torch.zeros(1), given=GIVEN), "cannot have one of its own"),
     ],
 )  # fmt: skip
 def test_what_is_no_detector_is_refused(change: object, says: str) -> None:

@@ -212,7 +212,7 @@ def test_what_the_ridge_leaves_out_is_what_it_foretells_without():
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(30, 5, generator=draw), torch.randn(30, generator=draw)
     ridge = detectors.fit(x, y)
-    assert float(((ridge(x) - y).square().mean())) < float((ridge.left - y).square().mean())
+    assert float((ridge(x) - y).square().mean()) < float((ridge.left - y).square().mean())
 
 
 def test_channels_that_say_nothing_have_no_weight():

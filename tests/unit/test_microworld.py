@@ -57,9 +57,7 @@ def test_a_picture_depends_on_its_own_seed_only(world):
     torch.testing.assert_close(alone[0], among[1], rtol=0, atol=1e-4)
     again = world.sample(world.encode(["a red house"]), seeds=[5], steps=3)
     assert torch.equal(alone, again)
-    assert not torch.allclose(
-        alone, world.sample(world.encode(["a red house"]), seeds=[6], steps=3), atol=1e-2
-    )
+    assert not torch.allclose(alone, world.sample(world.encode(["a red house"]), seeds=[6], steps=3), atol=1e-2)
 
 
 def test_sampling_tells_progress_and_lets_a_hook_replace_the_guided_noise(world):
@@ -110,10 +108,7 @@ def test_the_judge_reads_drawings(world):
     pictures = np.stack([draw(scene, rng) for scene in scenes])
     logits = world.judge().logits(pictures)
     for name, labels in HEADS.items():
-        right = [
-            labels[row] == truth(scene)[name]
-            for row, scene in zip(logits[name].argmax(1), scenes, strict=True)
-        ]
+        right = [labels[row] == truth(scene)[name] for row, scene in zip(logits[name].argmax(1), scenes, strict=True)]
         assert np.mean(right) >= 0.98, name
 
 

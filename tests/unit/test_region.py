@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from regions import KINDS, Shape, conditioning, direction, directions, same_bits, within_one_ulp
 
-from saferegion import Conditioning, Detector, Direction, Meta, Offset, SafeRegion, SafeRegionError, Space, UnresolvedError
+from saferegion import (
+    Conditioning,
+    Detector,
+    Direction,
+    Meta,
+    Offset,
+    SafeRegion,
+    SafeRegionError,
+    Space,
+    UnresolvedError,
+)
 from saferegion.core.errors import ConditioningError, EncoderMismatchError
 from saferegion.core.fingerprint import Fingerprint
 
@@ -102,7 +112,10 @@ def test_one_concept_goes_to_the_benign_mean_along_its_displacement() -> None:
     after, report = SafeRegion([d]).apply(c)
     assert report.moved
     z = c.tokens @ unit - mover.mean[0, 0]
-    wanted = c.tokens - z.clamp_min(0).unsqueeze(-1) * unit * (c.mask & torch.tensor(report.moved_prompts())[:, None])[..., None]
+    wanted = (
+        c.tokens
+        - z.clamp_min(0).unsqueeze(-1) * unit * (c.mask & torch.tensor(report.moved_prompts())[:, None])[..., None]
+    )
     assert torch.allclose(after.tokens, wanted, atol=1e-5)
 
 
@@ -141,7 +154,9 @@ def test_the_last_resort_is_the_benign_mean_of_the_tokens_that_hold_it() -> None
 
 
 def test_what_stays_open_is_unresolved_and_refused_by_name() -> None:
-    d = dataclasses.replace(_stubborn(1.0), rest={"tokens": torch.full((1, 12), 3.0)}, meta=Meta(method="imported", title="Fire"))
+    d = dataclasses.replace(
+        _stubborn(1.0), rest={"tokens": torch.full((1, 12), 3.0)}, meta=Meta(method="imported", title="Fire")
+    )
     tokens = torch.zeros(2, 3, 12)
     tokens[1, 1, 0] = 5.0
     _, report = SafeRegion([d]).apply(Conditioning(tokens))
@@ -176,7 +191,9 @@ def test_an_offset_is_added_to_open_prompts_only() -> None:
 
 
 @pytest.mark.parametrize(("strength", "share"), [(0.5, 0.5), (0.25, 0.25)])
-def test_a_strength_below_one_goes_that_part_of_the_way_and_the_report_says_what_stayed(strength: float, share: float) -> None:
+def test_a_strength_below_one_goes_that_part_of_the_way_and_the_report_says_what_stayed(
+    strength: float, share: float
+) -> None:
     d = direction("fire", Shape(concepts=1, kinds=("token",), witness=False, joint=False), 3)
     c = Conditioning((9 * d.movers["tokens"].unit[0]).expand(1, 2, 12))
     whole, _ = SafeRegion([d]).apply(c)
