@@ -82,10 +82,7 @@ class Guards:
         if known is not None and key in known.guards:
             known.guards.move_to_end(key)
             return known.guards[key], known.encoder
-        known = self._prepared(checkpoint, wanted, networks)
-        if known.minors is None:
-            with without_extra_networks(networks), _progress("the baseline for minors") as progress:
-                known.minors = library().minors(known.encoder, progress, known.settings)
+        known = self._prepared(checkpoint, wanted, networks, minors=True)
         names = [c if isinstance(c, str) else c.name for c in wanted.values()]
         choices = (Choice(n, arguments.strength_of(n), arguments.mode) for n in names)
         guard = Guard.of(Selection(tuple(choices)), [known.directions[k] for k in wanted], known.minors)
@@ -103,21 +100,25 @@ class Guards:
     def _of(self, checkpoint: Any) -> _Known | None:
         return next((k for k in self._known if k.loaded.same(checkpoint)), None)
 
-    def _prepared(self, checkpoint: Any, wanted: Wanted, networks: Mapping[str, Any] | None) -> _Known:
-        """The encoder of ``checkpoint``, with the directions of all that is wanted."""
+    def _prepared(
+        self, checkpoint: Any, wanted: Wanted, networks: Mapping[str, Any] | None, minors: bool = False
+    ) -> _Known:
+        """The encoder of ``checkpoint``, with the directions of all that is wanted and, where asked, the baseline."""
         known = self._of(checkpoint)
         missing = {k: c for k, c in wanted.items() if known is None or k not in known.directions}
-        if known is not None and not missing:
+        if known is not None and not missing and not (minors and known.minors is None):
             return known
         with without_extra_networks(networks):
             if known is None:
                 known = _Known(Loaded(checkpoint), HostEncoder(checkpoint))
                 self._known = [known, *self._known[: KEPT_ENCODERS - 1]]
             titles = ", ".join(c if isinstance(c, str) else c.title for c in missing.values())
-            with _progress(titles) as progress:
-                made = library().directions(
-                    list(missing.values()), known.encoder, progress=progress, settings=known.settings
-                )
+            concepts = list(missing.values())
+            with _progress(titles or "the baseline for minors") as progress:
+                if minors and known.minors is None:
+                    made, known.minors = library().guarding(concepts, known.encoder, progress, known.settings)
+                else:
+                    made = library().directions(concepts, known.encoder, None, progress, known.settings)
         known.directions.update(zip(missing, made, strict=True))
         return known
 

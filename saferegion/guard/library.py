@@ -22,7 +22,7 @@ from ..learn.recipes import NEUTRAL, Concept, read_neutral, read_recipe
 from ..learn.settings import METHOD, CompileSettings, Encode, Progress
 from .failures import Failure, recall, remember
 from .files import direction_of, load_directions
-from .minors import AGE, NAMES, minors_of
+from .minors import AGE, NAMES, minors_of, trimmed
 from .packs import Pack, list_packs
 
 log = logging.getLogger("saferegion")
@@ -158,7 +158,8 @@ class Library:
         found = _candidate(vectors_folder(), concept.name)
         if found is None or found.suffix == ".safetensors" or concept.name in NO_CONCEPTS:
             return False
-        return self._bundled(found, concept.name) == concept
+        bundled = self._bundled(found, concept.name)
+        return concept in (bundled, trimmed(bundled))
 
     # -- directions ----------------------------------------------------------------------------------------------
 
@@ -215,6 +216,30 @@ class Library:
             ready |= {i: made[once.index(c)] for i, c in zip(which, wanted, strict=True)}
         return [ready[i] for i in range(len(found))]
 
+    def guarding(
+        self,
+        concepts: Sequence[str | os.PathLike[str] | Concept | Direction],
+        encode: Encode,
+        progress: Progress | None = None,
+        settings: CompileSettings | None = None,
+    ) -> tuple[list[Direction], list[Direction]]:
+        """:meth:`directions` of ``concepts`` and :meth:`minors`, compiled in one go where they are missing, so that
+        what they share is encoded once. Raises as :meth:`directions`."""
+        try:
+            recipes = self._minors_recipes()
+            made = self.directions([*concepts, *recipes], encode, None, progress, settings)
+            return made[: len(concepts)], minors_of(made[len(concepts) :])
+        except NotSeparableError:  # of the baseline, which then goes without it; of a concept: refused again at once
+            found = self.directions(concepts, encode, None, progress, settings)
+            return found, self.minors(encode, progress, settings)
+
+    def _minors_recipes(self) -> list[Concept]:
+        """The bundled recipes that the baseline is made of, each with as many pairs as it needs."""
+        recipes = [found for n in NAMES if isinstance(found := self.find(n), Concept)]
+        if len(recipes) != len(NAMES):
+            raise RecipeError(f"The baseline for minors needs the recipes {', '.join(NAMES)}; install it again.")
+        return [trimmed(c) for c in recipes]
+
     def minors(
         self, encode: Encode, progress: Progress | None = None, settings: CompileSettings | None = None
     ) -> list[Direction]:
@@ -227,9 +252,7 @@ class Library:
             SafeRegionError: a recipe is missing or broken, or does not compile for any other reason.
         """
         settings = settings or CompileSettings()
-        recipes = [found for n in NAMES if isinstance(found := self.find(n), Concept)]
-        if len(recipes) != len(NAMES):
-            raise RecipeError(f"The baseline for minors needs the recipes {', '.join(NAMES)}; install it again.")
+        recipes = self._minors_recipes()
         neutral, encoder = self._benign(recipes[0], neutral_prompts()), fingerprint_of(encode)
         wanted = {c.name: c for c in recipes}
 

@@ -13,6 +13,8 @@ from dataclasses import replace
 
 from ..core.direction import Direction
 from ..core.errors import SafeRegionError
+from ..learn.prompts import spread
+from ..learn.recipes import Concept
 
 AGE = "age"
 """The axis; its positive side is the child side."""
@@ -26,8 +28,17 @@ YOUNG = 0.4
 TIGHT = 0.8
 """The same of the theme's borders, at which such a prompt is outside: no harmless prompt about children was there."""
 
+PAIRS, OWN = 40, 8
+"""Most pairs and near neighbours of each recipe that the baseline is made of: it comes with every concept, and one
+concept alone is not to cost more than it must."""
+
 NO_MINORS = "no baseline for minors: this text encoder does not know its words"
 """What is said where there is none."""
+
+
+def trimmed(recipe: Concept) -> Concept:
+    """A recipe with no more than the baseline needs."""
+    return replace(recipe, pairs=tuple(spread(recipe.pairs, PAIRS)), neutral=tuple(spread(recipe.neutral, OWN)))
 
 
 def minors_of(directions: Iterable[Direction]) -> list[Direction]:

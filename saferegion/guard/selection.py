@@ -86,8 +86,8 @@ class Selection:
         if not self.choices:
             raise SafeRegionError("Nothing is switched on: choose at least one concept.")
         library = Library() if library is None else library
-        found = library.directions([c.concept for c in self.choices], encode, None, progress, settings)
-        return Guard.of(self, found, library.minors(encode, progress, settings))
+        found, minors = library.guarding([c.concept for c in self.choices], encode, progress, settings)
+        return Guard.of(self, found, minors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from transformers import T5TokenizerFast
 action, folder, *rest = arguments
 FOLDER = Path(folder)
 encoding, guards, families = module("nodes.encoder"), module("nodes.wrap"), module("nodes.family")
-module("saferegion.guard.library").Library.minors = lambda *_, **__: []  # as in comfyui_families.py
+module("saferegion.guard.library").Library.guarding = lambda own, *a: (own.directions(a[0], a[1], None, *a[2:]), [])
 TEXT_ENCODERS = Path(sd3_clip.__file__).parent
 
 THEME = ("burning", "blazing", "flaming")

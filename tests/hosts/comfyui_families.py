@@ -26,7 +26,7 @@ recipe, *wanted = arguments
 guards, encoding = module("nodes.wrap"), module("nodes.encoder")
 SafeRegionError = module("saferegion.core.errors").SafeRegionError
 # what is asked here is where text goes; the minors baseline, on sixty encoders, would take most of an hour
-module("saferegion.guard.library").Library.minors = lambda *_, **__: []
+module("saferegion.guard.library").Library.guarding = lambda own, *a: (own.directions(a[0], a[1], None, *a[2:]), [])
 
 BENIGN = "a quiet house and a blue boat in a harbour, number 7"
 END = "</s> <|endoftext|> [SEP]"

@@ -130,7 +130,7 @@ def start() -> tuple[Any, Any]:
     package = nodes.NODE_CLASS_MAPPINGS["SafeRegion"].__module__.rpartition(".")[0]
     # the minors baseline, whose words this encoder does not know, would be tried for every LoRA and layer
     library = importlib.import_module(f"{package.rpartition('.')[0]}.saferegion.guard.library")
-    library.Library.minors = lambda *_, **__: []
+    library.Library.guarding = lambda own, *a: (own.directions(a[0], a[1], None, *a[2:]), [])
     return importlib.import_module(f"{package}.wrap"), importlib.import_module(f"{package}.encoder")
 
 

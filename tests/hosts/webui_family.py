@@ -136,7 +136,7 @@ def check(checkout: Path, folder: Path, patch: Patch) -> list[dict[str, Any]]:
 def main(folder: Path, checkouts: list[Path]) -> None:
     os.environ["SAFE_REGION_CACHE"] = str(folder / "cache")
     webui.write_recipes(folder / "models" / "safe_region")
-    Library.minors = lambda *_: []  # type: ignore[method-assign]  # the stand-in's encoder knows no words for it
+    Library.guarding = lambda library, *a: (library.directions(a[0], a[1], None, *a[2:]), [])  # type: ignore[method-assign]  # the stand-in's encoder knows no words for it
     print(json.dumps({checkout.name: check(checkout, folder, Patch()) for checkout in checkouts}))
 
 

@@ -25,8 +25,9 @@ from saferegion import (
 from saferegion.core.errors import NotSeparableError, RecipeError
 from saferegion.guard import failures
 from saferegion.guard import library as libraries
-from saferegion.guard.minors import AGE, BESIDE, NAMES, NO_MINORS, SEXUAL, TIGHT, YOUNG, minors_of
+from saferegion.guard.minors import AGE, BESIDE, NAMES, NO_MINORS, SEXUAL, TIGHT, YOUNG, minors_of, trimmed
 from saferegion.learn.bundled import neutral_prompts
+from saferegion.learn.prompts import Plan, neutral_halves
 
 WIDTH = 6
 EYE = torch.eye(WIDTH)
@@ -176,7 +177,7 @@ def test_recipes_and_neutral_prompts_of_the_user_do_not_weaken_it(
     asked: list[tuple[str, bool]] = []
 
     def compile_many(concepts: list, encode: object, neutral: tuple, *_: object) -> list[Direction]:
-        asked.extend((c.name, c == Library().find(c.name) and neutral == neutral_prompts()) for c in concepts)
+        asked.extend((c.name, c == trimmed(Library().find(c.name)) and neutral == neutral_prompts()) for c in concepts)
         return [replace(axis(c.name, i, c.kind), encoder=ENCODER) for i, c in enumerate(concepts)]
 
     monkeypatch.setattr(libraries, "compile_many", compile_many)
@@ -212,3 +213,27 @@ def test_an_encoder_that_does_not_know_the_words_has_none_and_is_not_asked_again
         report = Guard((SafeRegion([OTHER]),)).apply(Conditioning(prompt(0.0, 0.0)[None]))[1]
     assert NO_MINORS in report.text() and report.to_dict()["minors"] is False
     assert library.minors(encode, None, CompileSettings(pairs=20)) == [] and calls == [list(NAMES)]
+
+
+def test_one_concept_and_its_baseline_cost_at_most_fifteen_hundred_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[set[str]] = []
+
+    def compile_many(
+        concepts: list, encode: object, neutral: tuple, progress: object, settings: CompileSettings
+    ) -> list:
+        fit, check = neutral_halves(neutral, settings)
+        rows.append({*fit, *check, "", *(t for c in concepts for t in Plan.of(c, settings).texts())})
+        return [replace(axis(c.name, i % WIDTH, c.kind), encoder=ENCODER) for i, c in enumerate(concepts)]
+
+    monkeypatch.setattr(libraries, "compile_many", compile_many)
+    library = Library()
+    concepts = [n for n in library.names() if library.find(n).kind == "exclude"]
+    for name in concepts:
+        rows.clear()
+        found, minors = Library((), tmp_path / name).guarding([name], FakeEncoder())
+        assert len(rows) == 1 and len(rows[0]) <= 1500 and len(found) == 1 and len(minors) == len(SEXUAL)
+    rows.clear()
+    Library((), tmp_path / "all").guarding(concepts, FakeEncoder())
+    assert len(rows) == 1 and len(rows[0]) <= 4000

@@ -51,7 +51,9 @@ def fresh(hosts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path) -> Any:
     monkeypatch.setenv("SAFE_REGION_CACHE", str(kept))
-    monkeypatch.setattr(sr.Library, "minors", lambda *_: [])  # its own tests ask for it
+    monkeypatch.setattr(
+        sr.Library, "guarding", lambda library, *a: (library.directions(a[0], a[1], None, *a[2:]), [])
+    )  # its own tests ask for it
     monkeypatch.setattr(generation, "guards", Guards())
     folder = tmp_path / "models" / "safe_region"
     webui.write_recipes(folder)
@@ -295,7 +297,9 @@ def test_the_baseline_for_minors_acts_whatever_is_switched_on(hosts: Any, monkey
     assert f"Safe Region: {NO_MINORS}." in host.run(ON).comments
     (made,) = generation.guards.directions(host.shared.sd_model, [FIRE])
     theme = dataclasses.replace(made, concept="theme-beside-a-child", meta=sr.Meta(title="The theme"))
-    monkeypatch.setattr(sr.Library, "minors", lambda *_: [theme])
+    monkeypatch.setattr(
+        sr.Library, "guarding", lambda library, *a: (library.directions(a[0], a[1], None, *a[2:]), [theme])
+    )
     generation.guards.forget()
     for args in ([True, ["my/frost"]], [True, ["my/frost"], 0.0], [True, ["my/frost"], 0.01, "", "steer"]):
         p = host.run(args)
