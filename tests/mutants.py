@@ -57,7 +57,7 @@ MUTANTS: list[tuple[str, str, str, tuple[str, ...]]] = [
     (CORE + "region.py", "motion = self._rest(after, motion, still, slack)", "pass", (REGION,)),
     (CORE + "region.py", "unresolved = self.verify(now, opened, None)", "unresolved = None", (REGION,)),
     (CORE + "region.py", "motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)", "motion = self.move(seen, opened, depth, motion)", (REGION,)),
-    (CORE + "region.py", "new = torch.where(amount.ne(0).any(-1, keepdim=True), new, view.rows)", "pass", (REGION,)),
+    (CORE + "atlas.py", "new = torch.where(amount.ne(0).any(-1, keepdim=True), new, rows)", "pass", (REGION,)),
     (CORE + "region.py", "if not is_open:\n                return c,", "if False:\n                return c,", (REGION,)),
     (CORE + "region.py", "_require_finite(sums[: len(seen)], seen)", "pass", (REGION,)),
     (CORE + "region.py", "order = sorted(range(len(self.names)), key=lambda i: (self.names[i], self.directions[i].digest()))", "order = list(range(len(self.names)))", (REGION,)),
@@ -69,6 +69,9 @@ MUTANTS: list[tuple[str, str, str, tuple[str, ...]]] = [
     # fingerprint and files
     (CORE + "fingerprint.py", "return self.distance(other) <= TOLERANCE", "return self.distance(other) <= 0.6", ("test_fingerprint.py",)),
     (CORE + "fingerprint.py", "if self.widths != other.widths:\n            return float(\"inf\")", "if False:\n            return float(\"inf\")", ("test_fingerprint.py",)),
+    ("saferegion/guard/files.py", "if still > 0:", "if False:", ("test_files.py",)),
+    ("saferegion/guard/files.py", "if name != \"given detector\" and max(moved) <= 0:", "if False:", ("test_files.py",)),
+    (CORE + "file_format.py", "if digest.hexdigest().encode() !=", "if digest.hexdigest().encode() is None and", ("test_files.py", "test_hostile_files.py")),
     ("saferegion/learn/calibrate.py", "low = max(low, float(empty[i]) + CLEAR)", "pass", ("test_compile.py",)),
     ("saferegion/learn/calibrate.py", "float(torch.quantile(near[:, i].double(), NEAR))", "float(torch.quantile(near[:, i].double(), 0.0))", ("test_compile.py",)),
 ]  # fmt: skip

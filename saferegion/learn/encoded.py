@@ -21,6 +21,7 @@ LONGEST = 128
 FEWEST = 8
 """Tokens of a prompt that are kept at least."""
 _AT_ONCE = 64  # prompts that are made float32 at once
+_PART = 64 * 2**20  # bytes of a batch that are read at once
 _HALF = 2.0**10  # largest value that is written in half precision
 
 
@@ -177,7 +178,14 @@ class Store:
         self.spaces = spaces
 
     def _keep(self, c: Conditioning, which: list[int], benign: frozenset[str]) -> None:
-        """Keep the prompts numbered ``which``."""
+        """Keep the prompts numbered ``which``, a few at a time: a batch of long prompts is large."""
+        each = 4 * c.tokens[0].numel()
+        size = max(1, _PART // max(1, each))
+        for start in range(0, len(which), size):
+            part = slice(start, start + size)
+            self._keep_part(c[part], which[part], benign)
+
+    def _keep_part(self, c: Conditioning, which: list[int], benign: frozenset[str]) -> None:
         counted = torch.tensor([self.texts[i] in benign for i in which])
         for view in c.views():
             rows = view.rows.detach().float()

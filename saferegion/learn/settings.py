@@ -37,5 +37,5 @@ class CompileSettings:
     neutral: int = 820
     own: int = 20
     outside: float = 3e-3
-    keep: int = 800 * 2**20
+    keep: int = 500 * 2**20
     seed: int = 0
