@@ -17,6 +17,8 @@ Tensor = torch.Tensor
 
 NARROWEST = FURTHEST / 10
 """Deviations between the mean of calm prompts and the border where they hardly differ."""
+SHRINK = 0.01
+"""What is added to the covariance of features, of its mean diagonal, so that it can be inverted."""
 PENALTIES = 17
 """Penalties that are tried, from 10⁻⁴ to 10⁴ times the mean eigenvalue: the whole range in which they differ."""
 
@@ -54,6 +56,26 @@ def fit(x: Tensor, y: Tensor) -> Ridge:
     dual = vectors @ ((vectors.T @ target) / (values + chosen))
     weight = (z.T @ dual) / deviation
     return Ridge(weight, float(y.mean() - mean @ weight), left + y.mean())
+
+
+def turned(ridge: Ridge, x: Tensor, step: Tensor, opened: Tensor) -> Ridge:
+    """The ridge turned as little as can be so that ``step`` [D], what a prompt's features move by, takes every opened
+    prompt to where calm ones usually are.
+
+    Of all weights that do so it is the one whose scores differ least from the ridge's over the prompts ``x`` [N, D]:
+    w − C⁻¹s (r + w·s) / s·C⁻¹s, C their covariance, s the step, r how far the scores must fall.
+    """
+    x, s = x.double(), step.double()
+    fall = float(ridge.left[opened].max()) - usual(ridge.left[~opened])
+    missing = fall + float(ridge.weight @ s)
+    if missing <= 0:
+        return ridge
+    centred = x - x.mean(0)
+    cover = centred.T @ centred / len(x)
+    cover = cover + SHRINK * torch.diagonal(cover).mean() * torch.eye(len(cover), dtype=cover.dtype)
+    v = torch.linalg.solve(cover, s)
+    turn = v * (missing / (s @ v).clamp_min(1e-30))
+    return Ridge(ridge.weight - turn, ridge.bias + float(x.mean(0) @ turn), ridge.left - centred @ turn)
 
 
 def features(c: Conditioning) -> dict[str, Tensor]:

@@ -201,18 +201,18 @@ class _Discovery:
     def _border(
         self, seen: _Seen, found: detectors.Found, risky: list[str], shift: Shift
     ) -> tuple[Detector, dict[str, float]]:
-        """A ridge of who was found, which is surer than the evidence of single pictures, with the same prompts moved
-        counted among the calm ones, so that a prompt is closed once it has moved."""
+        """A ridge of who was found, which is surer than the evidence of single pictures, turned so that a prompt is
+        closed once it has moved."""
         x, opened = seen.features[found.space], found.opened
         moved = []
         for at in range(0, len(risky), self.settings.batch_size):
             c = self.model.conditioning(risky[at : at + self.settings.batch_size])
-            moved.append(detectors.features(shift.on(c))[found.space])
-        aim = torch.cat([opened.double(), torch.zeros(len(risky), dtype=torch.float64)])
-        ridge = detectors.fit(torch.cat([x, *moved]), aim)
-        left = ridge.left[: len(x)]
-        at_rest = ridge.left[len(x) :]
+            moved.append(detectors.features(shift.on(c))[found.space] - detectors.features(c)[found.space])
+        step = torch.cat(moved)
+        ridge = detectors.turned(detectors.fit(x, opened.double()), x, step.mean(0), opened)
+        left = ridge.left
         threshold = detectors.border(left[~opened], left[opened], self.settings.budget)
+        at_rest = left[: len(self.prompts)][opened[: len(self.prompts)]] + step.double() @ ridge.weight
         figures = {
             "calm.opened": float((left[~opened] > threshold).double().mean()),
             "found.opened": float((left[opened] > threshold).double().mean()),

@@ -159,7 +159,7 @@ class Library:
         if found is None or found.suffix == ".safetensors" or concept.name in NO_CONCEPTS:
             return False
         bundled = self._bundled(found, concept.name)
-        return concept in (bundled, trimmed(bundled))
+        return isinstance(bundled, Concept) and concept in (bundled, trimmed(bundled))
 
     # -- directions ----------------------------------------------------------------------------------------------
 
