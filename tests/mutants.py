@@ -42,7 +42,7 @@ MUTANTS: list[tuple[str, str, str, tuple[str, ...]]] = [
     (CORE + "detector.py", "found = torch.minimum(own,", "found = torch.maximum(own,", (DETECTOR, REGION)),
     (CORE + "detector.py", "thresholds=self.thresholds * part", "thresholds=self.thresholds", (DETECTOR,)),
     (CORE + "detector.py", "if float(torch.cat(borders).abs().max()) > FURTHEST:", "if False:", (DETECTOR,)),
-    (CORE + "detector.py", "[:, order].amax(-1)", "[:, order].amin(-1)", (DETECTOR, REGION)),
+    (CORE + "detector.py", "*index.shape).amax(-1)", "*index.shape).amin(-1)", (DETECTOR, REGION)),
     # move
     (CORE + "movers.py", "excess = along[..., :half] - here[\"target\"]", "excess = along[..., :half] + 1", (REGION,)),
     (CORE + "movers.py", "excess = torch.where(mine[..., :half], excess, geometry.SHUT)", "pass", (REGION,)),

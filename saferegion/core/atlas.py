@@ -57,13 +57,15 @@ class Atlas:
 
     def moved(self, c: Conditioning, motion: Motion) -> Conditioning:
         """The conditioning after a motion; tokens that did not move keep every bit."""
-        return c.with_views({v.space: self._moved(v, motion) for v in c.views() if v.space in motion.amounts})
+        known = motion.amounts.keys() | motion.rests.keys()
+        return c.with_views({v.space: self._moved(v, motion) for v in c.views() if v.space in known})
 
     def _moved(self, view: View, motion: Motion) -> Tensor:
-        rows, amount, fleet = view.rows, motion.amounts[view.space], self.fleets[view.space]
-        vectors = fleet.on(rows.device)["vectors"]
-        new = (rows.float() - geometry.combine(amount, vectors)).to(rows.dtype)
-        new = torch.where(amount.ne(0).any(-1, keepdim=True), new, rows)
+        new, rows, fleet = view.rows, view.rows, self.fleets[view.space]
+        amount = motion.amounts.get(view.space)
+        if amount is not None:
+            new = (rows.float() - geometry.combine(amount, fleet.on(rows.device)["vectors"])).to(rows.dtype)
+            new = torch.where(amount.ne(0).any(-1, keepdim=True), new, rows)
         if view.space not in motion.rests:
             return new
         _, rest = fleet.at(rows.shape[1], rows.device)

@@ -97,7 +97,7 @@ class Panel:
             "borders": torch.cat(borders) if borders else torch.zeros(0),
             "left": torch.tensor([i for i, _ in sums], dtype=torch.int64),
             "right": torch.tensor([j for _, j in sums], dtype=torch.int64),
-            "columns": torch.tensor([[*c, *[at] * (most - len(c))] for c in columns], dtype=torch.int64),
+            "columns": torch.tensor([[*c, *c[:1] * (most - len(c))] for c in columns], dtype=torch.int64),
         }
         self.joint = bool(sums)
         summed = {i for pair in sums for i in pair}
@@ -115,7 +115,7 @@ class Panel:
             width = vectors[space][0].shape[1] if space in vectors else own_terms[0][1].width
             along = vectors.get(space, (torch.zeros(0, width), torch.zeros(0, 1)))
             self.forms[space] = Forms(space, own_terms, *along)
-        self._orders: dict[tuple[tuple[str, ...], torch.device], Tensor | None] = {}
+        self._orders: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor | None, bool]] = {}
         self._here: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._home}
         self._weights: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -130,10 +130,10 @@ class Panel:
     def names(self, detector: int) -> list[tuple[int, list[Readout]]]:
         """Columns of a detector: number, and the readouts that it sums."""
         count, found = len(self.terms), []
-        for i in self._home["columns"][detector].tolist():
+        for i in dict.fromkeys(self._home["columns"][detector].tolist()):
             if i < count:
                 found.append((i, [self.terms[i].readout]))
-            elif i < len(self._home["borders"]):
+            else:
                 pair = (int(self._home[side][i - count]) for side in ("left", "right"))
                 found.append((i, [self.terms[t].readout for t in pair]))
         return found
@@ -175,26 +175,28 @@ class Panel:
         """Scores of all terms ``[B, N]``, in benign deviations."""
         parts = [self.forms[space].strongest(x, mask) for space, (x, mask) in seen.items()]
         found = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        order = self._order(tuple(seen), found.device)
-        if order is None:
-            return found
-        missing = found.new_full((len(found), 1), -torch.inf)
-        return torch.cat([found, missing], -1)[:, order].amax(-1)
+        order, missing = self._order(tuple(seen), found.device)
+        if missing:
+            found = torch.cat([found, found.new_full((len(found), 1), -torch.inf)], -1)
+        return found if order is None else _strongest_of(found, order)
 
-    def _order(self, spaces: tuple[str, ...], device: torch.device) -> Tensor | None:
-        """Columns of the facets of every term ``[N, most]``; None where facets are the terms in order."""
+    def _order(self, spaces: tuple[str, ...], device: torch.device) -> tuple[Tensor | None, bool]:
+        """Columns of the facets of every term ``[N, most]``, None where facets are the terms in order; and whether some
+        term has none here, whose column is one past the last."""
         key = (spaces, device)
-        if key not in self._orders:
+        found = self._orders.get(key)
+        if found is None:
             owner = [i for space in spaces for i in self.forms[space].owner]
-            facets = [[f for f, i in enumerate(owner) if i == n] for n in range(len(self.terms))]
+            facets = [[f for f, i in enumerate(owner) if i == n] or [len(owner)] for n in range(len(self.terms))]
             most = max((len(f) for f in facets), default=0)
             if owner == list(range(len(self.terms))):
-                self._orders[key] = None
+                found = None, False
             else:
                 with torch.inference_mode(False):
-                    index = [[*f, *[len(owner)] * (max(1, most) - len(f))] for f in facets]
-                    self._orders[key] = torch.tensor(index, dtype=torch.int64, device=device)
-        return self._orders[key]
+                    index = torch.tensor([[*f, *f[:1] * (most - len(f))] for f in facets], dtype=torch.int64)
+                found = index.to(device), [len(owner)] in facets
+            self._orders[key] = found
+        return found
 
     def columns(self, scores: Tensor) -> Tensor:
         """Distances over the borders of terms and joint terms ``[B, N + J]``."""
@@ -224,11 +226,7 @@ class Panel:
             columns = columns + slack
         if self.joint:
             columns = torch.where((columns <= 0) & here["summed"], -torch.inf, columns)
-        if self.joint or here["columns"].shape[1] != 1:
-            nothing = columns.new_full((len(columns), 1), -torch.inf)
-            found = torch.cat([columns, nothing], -1)[:, here["columns"]].amax(-1)
-        else:
-            found = columns
+        found = _strongest_of(columns, here["columns"])
         if self.given:
             own = found[:, : self.count]
             found = torch.minimum(own, found.index_select(1, here["given"]))
@@ -250,6 +248,12 @@ class Panel:
                 left, right = self._home["left"], self._home["right"]
                 here[key] = torch.cat([largest, largest[left] + largest[right]]).to(device)
         return MARGIN + ROUNDING * torch.finfo(dtype).eps * size * here[key]
+
+
+def _strongest_of(values: Tensor, index: Tensor) -> Tensor:
+    """Largest of some columns: ``values`` [B, M], ``index`` [N, most] -> [B, N]."""
+    picked = values.index_select(1, index.flatten())
+    return picked if index.shape[1] == 1 else picked.view(-1, *index.shape).amax(-1)
 
 
 MARGIN = 0.05

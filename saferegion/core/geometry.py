@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,6 +44,7 @@ def exact(device: torch.device) -> Iterator[None]:
             setattr(matmul, name, value)
 
 
+_compiles: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: True)  # torch < 2.3 cannot tell
 _BY_KIND = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 4)  # is_autocast_enabled takes a device
 
 
@@ -51,6 +52,20 @@ def _autocasts(kind: str) -> bool:
     if _BY_KIND:
         return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
     return torch.is_autocast_cpu_enabled() if kind == "cpu" else kind == "cuda" and torch.is_autocast_enabled()
+
+
+def read(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of tensors [] of one device, with one synchronisation."""
+    if scalars[0].device.type == "cpu":
+        return [float(s) for s in scalars]
+    found: list[float] = torch.stack([s.float() for s in scalars]).tolist()
+    return found
+
+
+def none(flags: Tensor) -> bool:
+    """Whether no flag is set, where that can be asked without a synchronisation: on a CPU, outside a graph that is
+    being captured. False elsewhere."""
+    return flags.device.type == "cpu" and not _compiles() and not bool(flags.any())
 
 
 def coordinates(rows: Tensor, forms: Tensor, bias: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ def reading(panel: Panel, seen: Seen, far: Tensor, place: Sequence[int]) -> Read
     """The reading of ``seen``; nothing but ``far`` is computed before it is asked for.
 
     Args:
-        far: ``[B, K]``, distances of the detectors in the panel's order. place: the order in which they are told.
+        far: ``[B, K]``, distances of the detectors, in the order in which they are told. place: that order.
     """
-    return Reading(far[:, list(place)], lambda: _columns(panel, seen, place), lambda: _held(panel, seen, place))
+    return Reading(far, lambda: _columns(panel, seen, place), lambda: _held(panel, seen, place))
 
 
 def _columns(panel: Panel, seen: Seen, place: Sequence[int]) -> list[list[tuple[str, Tensor]]]:

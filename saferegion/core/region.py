@@ -8,7 +8,7 @@ functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -118,22 +118,22 @@ class SafeRegion:
             open_ = open_ | still.index_select(1, here["witness"]) & here["witnessed"] & opened
         return open_ & opened.any(1, keepdim=True) & here["closes"]
 
-    def close(self, seen: Seen, opened: Tensor, slack: Tensor, done: Callable[[Tensor], bool]) -> tuple[Motion, Tensor]:
+    def close(self, seen: Seen, opened: Tensor, slack: Tensor) -> tuple[Motion, Tensor]:
         """Move and verify, further in by :data:`FURTHER` where a concept is open still, then the tokens that hold it
-        to rest. Returns the motion and what is open still; ``done`` may end early where nothing is."""
+        to rest. Returns the motion and what is open still; it ends early where asking costs no synchronisation."""
         depth = torch.zeros(opened.shape, device=opened.device)
         motion = self.move(seen, opened, depth)
         after = self._atlas.after(seen, motion)
         still = self.verify(after, opened, slack)
         for further in FURTHER:
-            if done(still):
+            if geometry.none(still):
                 return motion, still
             depth = torch.where(still & opened, further, depth)
             opened = opened | still
             motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)
             after = self._atlas.after(seen, motion)
             still = self.verify(after, opened, slack)
-        if done(still):
+        if geometry.none(still):
             return motion, still
         motion = self._rest(after, motion, still, slack)
         return motion, self.verify(self._atlas.after(seen, motion), opened | still, slack)
@@ -167,16 +167,14 @@ class SafeRegion:
             flags = [opened.any(), *(x.sum() for x, _ in seen.values())]
             if c.mask is not None:
                 flags.append(c.mask.any())
-            is_open, *sums = torch.stack([f.float() for f in flags]).tolist()
+            is_open, *sums = geometry.read(flags)
             _require_finite(sums[: len(seen)], seen)
             if c.mask is not None and not sums[-1] and c.pooled is None:
                 raise ConditioningError("The mask hides every token, so nothing could be guarded; give a mask of text.")
             before = self._reading(far, seen)
             if not is_open:
                 return c, self._report(before, before, opened.any(1), None)
-            near = far.device.type == "cpu"
-            slack = self._atlas.slack(c)
-            motion, _ = self.close(seen, opened, slack, lambda still: near and not bool(still.any()))
+            motion, _ = self.close(seen, opened, self._atlas.slack(c))
             moved = self._atlas.moved(c, motion)
             now = self._atlas.panel.read(moved)
             after = self._reading(self.detect(now), now)
@@ -194,14 +192,14 @@ class SafeRegion:
         with geometry.exact(c.tokens.device):
             seen = self._atlas.panel.read(c)
             _require_finite([float(x.sum()) for x, _ in seen.values()], seen)
-            return self.detect(seen)[:, self._place]
+            return self._told(self.detect(seen))
 
     # -- inside a graph ------------------------------------------------------------------------------------------
 
     def project(self, tokens: Tensor, mask: Tensor | None = None, spaces: tuple[Space, ...] | None = None) -> Tensor:
         """The same as :meth:`apply` on plain tensors ``[B, T, D]``: no synchronisation, no data-dependent control
-        flow, a new tensor of the caller's dtype and device, bit-identical where nothing moves. Tokens that are not
-        finite go to rest, as nothing can be raised here."""
+        flow (but on a CPU outside a graph, where it ends early), a new tensor of the caller's dtype and device,
+        bit-identical where nothing moves. Tokens that are not finite go to rest, as nothing can be raised here."""
         c = object.__new__(Conditioning)
         c._set(tokens, mask, None, TOKENS if spaces is None else spaces, None)
         return self._projected(c).tokens
@@ -226,8 +224,9 @@ class SafeRegion:
             seen = {s: (whole[s], mask) for s, (_, mask) in seen.items()}
             far = self.detect(seen)
             opened = (far > 0) & self._on(far.device)["on"]
-            slack = self._atlas.slack(c)
-            motion, _ = self.close(seen, opened, slack, lambda still: False)
+            if geometry.none(opened):
+                return self._atlas.moved(c, Motion({}, broken))
+            motion, _ = self.close(seen, opened, self._atlas.slack(c))
             rests = {s: b | motion.rests[s] if s in motion.rests else b for s, b in broken.items()}
             return self._atlas.moved(c, Motion(motion.amounts, rests))
 
@@ -282,11 +281,15 @@ class SafeRegion:
     # -- reports -------------------------------------------------------------------------------------------------
 
     def _reading(self, far: Tensor, seen: Seen) -> Reading:
-        return reading(self._atlas.panel, seen, far, self._place)
+        return reading(self._atlas.panel, seen, self._told(far), self._place)
+
+    def _told(self, values: Tensor) -> Tensor:
+        """``[B, K]`` in the order in which the concepts were given."""
+        return values.index_select(1, self._on(values.device)["place"])
 
     def _report(self, before: Reading, after: Reading, touched: Tensor, unresolved: Tensor | None) -> Report:
         if unresolved is not None:
-            unresolved = unresolved[:, self._place]
+            unresolved = self._told(unresolved)
         notes = tuple(d.meta.note for d in self.directions if d.meta.note)
         return Report(self.mode, self.names, self.titles, self.strengths, before, after, touched, unresolved, notes)
 
@@ -313,6 +316,7 @@ class SafeRegion:
                 here = {
                     "on": torch.tensor([s > 0 for s in self._power]),
                     "closes": torch.tensor([s >= 1 for s in self._power]),
+                    "place": torch.tensor(self._place, dtype=torch.int64),
                     "witness": torch.tensor(witness, dtype=torch.int64),
                     "witnessed": torch.tensor([k in self._second for k in range(count)]),
                     "concept": torch.tensor(concept, dtype=torch.int64),

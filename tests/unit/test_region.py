@@ -119,11 +119,13 @@ def test_one_concept_goes_to_the_benign_mean_along_its_displacement() -> None:
     assert torch.allclose(after.tokens, wanted, atol=1e-5)
 
 
-def test_all_tokens_of_an_open_prompt_move_and_none_of_another() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_tokens_of_an_open_prompt_move_and_none_of_another(dtype: torch.dtype) -> None:
     shape = Shape(concepts=1, kinds=("token",), witness=False)
     d = direction("fire", shape, 3)
     unit = d.movers["tokens"].unit[0]
     tokens = torch.stack([torch.stack([3 * unit, 0.8 * unit]), torch.stack([0.8 * unit, 0.8 * unit])])
+    tokens = tokens.to(dtype) * (1 + torch.finfo(dtype).eps)
     far = SafeRegion([d]).score(Conditioning(tokens))[:, 0]
     assert far[0] > 0 > far[1]
     after, _ = SafeRegion([d]).apply(Conditioning(tokens))
