@@ -1,24 +1,30 @@
-"""Who brings the concept: a ridge regression of the evidence on the mean of the tokens."""
+"""Who brings the concept: a ridge regression of the evidence tells who is found, and a term as those of compiled
+concepts tells them from calm prompts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from ..core import geometry
-from ..core.conditioning import POOLED, Conditioning
+from ..core.conditioning import POOLED
 from ..core.detector import FURTHEST, Detector
 from ..core.readout import Readout, Term
+from ..learn import terms
+from ..learn.encoded import Store
 
 Tensor = torch.Tensor
 
 NARROWEST = FURTHEST / 10
 """Deviations between the mean of calm prompts and the border where they hardly differ."""
-SHRINK = 0.01
-"""What is added to the covariance of features, of its mean diagonal, so that it can be inverted."""
+KINDS = ("mean", "token")
+"""What a detector may read of a prompt; of equals the first."""
+CLEARLY = 0.1
+"""By how much one must beat those before it, in calm deviations."""
+COUNTS = 3.0
+"""Calm deviations over or under the border beyond which a prompt counts no more."""
 PENALTIES = 17
 """Penalties that are tried, from 10⁻⁴ to 10⁴ times the mean eigenvalue: the whole range in which they differ."""
 
@@ -58,58 +64,48 @@ def fit(x: Tensor, y: Tensor) -> Ridge:
     return Ridge(weight, float(y.mean() - mean @ weight), left + y.mean())
 
 
-def turned(ridge: Ridge, x: Tensor, step: Tensor, opened: Tensor) -> Ridge:
-    """The ridge turned as little as can be so that ``step`` [D], what a prompt's features move by, takes every opened
-    prompt to where calm ones usually are.
-
-    Of all weights that do so it is the one whose scores differ least from the ridge's over the prompts ``x`` [N, D]:
-    w − C⁻¹s (r + w·s) / s·C⁻¹s, C their covariance, s the step, r how far the scores must fall.
-    """
-    x, s = x.double(), step.double()
-    fall = float(ridge.left[opened].max()) - usual(ridge.left[~opened])
-    missing = fall + float(ridge.weight @ s)
-    if missing <= 0:
-        return ridge
-    centred = x - x.mean(0)
-    cover = centred.T @ centred / len(x)
-    cover = cover + SHRINK * torch.diagonal(cover).mean() * torch.eye(len(cover), dtype=cover.dtype)
-    v = torch.linalg.solve(cover, s)
-    turn = v * (missing / (s @ v).clamp_min(1e-30))
-    return Ridge(ridge.weight - turn, ridge.bias + float(x.mean(0) @ turn), ridge.left - centred @ turn)
-
-
-def features(c: Conditioning) -> dict[str, Tensor]:
-    """The mean of the tokens under the mask [B, D], by space of tokens, float32 on the CPU."""
-    views = (v for v in c.views() if v.space != POOLED)
-    return {v.space: geometry.mean(v.rows.float(), v.mask).cpu() for v in views}
-
-
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What was foretold of the prompts: ``ridge`` in ``space``, ``cut`` on its scale, ``agreement``: correlation of the
-    evidence with what is foretold of each prompt by the others; ``opened`` bool [N]."""
+    """Who brings the concept: ``opened`` bool [N] of the prompts asked. ``space``: whose tokens foretell it best.
+    ``agreement``: correlation of the evidence with what is foretold of each prompt by the others. ``cut``: where calm
+    prompts end on the scale of the evidence."""
 
-    space: str
-    ridge: Ridge
-    cut: float
-    agreement: float
     opened: Tensor
+    space: str
+    agreement: float
+    cut: float
 
 
-def find(x: Mapping[str, Tensor], evidence: Tensor, least: tuple[float, float]) -> Found:
-    """Foretell the evidence [N] from each space's features [N, D], and keep the space that foretells it best.
+def find(
+    store: Store,
+    asked: tuple[Sequence[str], Sequence[str]],
+    evidence: Tensor,
+    least: tuple[float, float],
+    settling: int,
+) -> Found:
+    """Foretell the evidence [N] of prompts from the mean of their tokens, in the space that foretells it best.
 
-    Found are those above the end of calm, ``least[0]`` being the budget of :func:`end_of_calm`, and above ``least[1]``.
+    The second half of ``asked``, which the recipe calls safe, shows nothing, whatever is taken for it there. Found are
+    those above the end of calm, ``least[0]`` being the budget of :func:`end_of_calm`, and above ``least[1]``; then,
+    ``settling`` times, those of whom the others foretell that they are found rather than not.
     """
-    best = None
-    for space, rows in x.items():
-        ridge = fit(rows, evidence)
-        agreement = float(torch.corrcoef(torch.stack([ridge.left, evidence.double()]))[0, 1].nan_to_num(0.0))
-        if best is None or agreement > best.agreement:
-            cut = max(end_of_calm(ridge.left, least[0]), least[1])
-            best = Found(space, ridge, cut, agreement, ridge.left > cut)
+    (prompts, safe), best = asked, None
+    count = len(prompts)
+    for space in (s for s in store.spaces if s != POOLED):
+        x = torch.cat([store.vector(space, prompts), store.vector(space, safe)]).cpu()
+        nothing = torch.zeros(len(safe), dtype=torch.float64)
+        left = fit(x, torch.cat([evidence.double(), nothing])).left[:count]
+        agreement = float(torch.corrcoef(torch.stack([left, evidence.double()]))[0, 1].nan_to_num(0.0))
+        if best is None or agreement > best[0]:
+            best = agreement, space, x, nothing, left
     assert best is not None
-    return best
+    agreement, space, x, nothing, left = best
+    cut = max(end_of_calm(left, least[0]), least[1])
+    opened = left > cut
+    for _ in range(settling if bool(opened.any()) else 0):
+        left = fit(x, torch.cat([opened.double(), nothing])).left[:count]
+        opened = left > (usual(left[~opened]) + float(left[opened].mean())) / 2
+    return Found(opened, space, agreement, cut)
 
 
 def end_of_calm(scores: Tensor, budget: float) -> float:
@@ -138,14 +134,102 @@ def border(calm: Tensor, risky: Tensor, budget: float) -> float:
     return max(end, (end + float(risky.quantile(budget))) / 2)
 
 
-def detector(ridge: Ridge, space: str, calm: Tensor, threshold: float) -> Detector:
-    """The ridge as a detector whose scores have mean 0 and deviation 1 over ``calm``, what is foretold of calm
-    prompts [N] (less than 1 if they hardly differ); ``threshold`` on the ridge's scale."""
-    mean = float(calm.mean())
-    deviation = max(float(calm.std()), (threshold - mean) / NARROWEST)
-    term = Term(
-        Readout(space, "mean"),
-        (ridge.weight / deviation).float().unsqueeze(0),
-        torch.tensor([[(mean - ridge.bias) / deviation]], dtype=torch.float32),
-    )
-    return Detector((term,), torch.tensor([(threshold - mean) / deviation], dtype=torch.float32))
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """Prompts by what they do: ``store`` has the tokens of ``found``, ``calm`` and ``safe`` ones, ``moved`` those of
+    the found ones after Δ."""
+
+    store: Store
+    moved: Store
+    found: list[str]
+    calm: list[str]
+    safe: list[str]
+
+    def half(self, which: int) -> Sides:
+        """Every second prompt of each, from the first or the second."""
+        return replace(self, **{k: getattr(self, k)[which::2] for k in ("found", "calm", "safe")})
+
+
+def draw(sides: Sides, budget: float) -> tuple[Detector, dict[str, float]]:
+    """The detector that tells found prompts from calm ones, and from themselves once they have moved.
+
+    It reads the mean of the tokens or the strongest token, of one space, whichever tells prompts that it was not fitted
+    on better. Scores have mean 0 and deviation 1 over calm prompts. Figures: shares of calm, found and moved prompts
+    that are over the border, foretold by the other half.
+    """
+    best = None
+    for space in (s for s in sides.store.spaces if s != POOLED):
+        for kind in KINDS:
+            halves = [_Line.of(sides.half(1 - k), space, kind).scores(sides.half(k)) for k in (0, 1)]
+            calm, found, moved = (torch.cat(both) for both in zip(*halves, strict=True))
+            threshold = border(calm, found, budget)
+            told = float((found - threshold).clamp(-COUNTS, COUNTS).mean())
+            closed = float((threshold - moved).clamp(-COUNTS, COUNTS).mean())
+            if best is None or told + closed > best[0] + CLEARLY:
+                over = [float((x > threshold).double().mean()) for x in (calm, found, moved)]
+                best = told + closed, space, kind, threshold, over
+    assert best is not None
+    _, space, kind, threshold, over = best
+    figures = dict(zip(("calm.opened", "found.opened", "moved.opened"), over, strict=True))
+    return _Line.of(sides, space, kind).detector(threshold), figures | {"detector.kind": float(KINDS.index(kind))}
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """One linear score in one space: weight [D], offset [L], its mean and deviation over calm prompts."""
+
+    readout: Readout
+    weight: Tensor
+    offset: Tensor
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, sides: Sides, space: str, kind: str) -> _Line:
+        """Fitted on ``sides``."""
+        store, moved = sides.store, sides.moved
+        if kind == "mean":
+            benign = [store.vector(space, sides.calm), store.vector(space, sides.safe)]
+            weight = terms.logistic(
+                store.vector(space, sides.found), torch.cat([*benign, moved.vector(space, sides.found)])
+            )
+            offset = weight.new_zeros(1)
+        else:
+            standard = terms.Standard.of(*store.benign[space].statistics())
+            bags = [
+                terms.Bags(store.tokens(space, sides.found), -1.0, 1.0, terms.MINED),
+                *(
+                    terms.Bags(s.tokens(space, texts), 1.0, 0.5, terms.MINED_BENIGN)
+                    for s, texts in ((store, sides.calm), (store, sides.safe), (moved, sides.found))
+                ),
+            ]
+            apart = store.vector(space, sides.found).mean(0) - store.vector(space, sides.calm).mean(0)
+            begin = apart / standard.deviation
+            begin = begin * 4 / begin.square().sum().clamp_min(1e-12)
+            weight, offset = standard.weight(terms.instances(bags, standard, begin))
+        plain = cls(Readout(space, kind), weight, offset, 0.0, 1.0)
+        calm = plain.scores(sides)[0]
+        return replace(plain, mean=float(calm.mean()), deviation=max(float(calm.std()), 1e-9))
+
+    def scores(self, sides: Sides) -> tuple[Tensor, Tensor, Tensor]:
+        """Of calm and safe prompts [N], found ones [M] and moved ones [M], in calm deviations."""
+        asked = ((sides.store, [*sides.calm, *sides.safe]), (sides.store, sides.found), (sides.moved, sides.found))
+        calm, found, moved = (self._of(s, texts) for s, texts in asked)
+        return calm, found, moved
+
+    def _of(self, store: Store, texts: list[str]) -> Tensor:
+        if self.readout.reduce == "mean":
+            z = store.vector(self.readout.space, texts) @ self.weight
+        else:
+            z = store.tokens(self.readout.space, texts).scores(self.weight, self.offset).amax(1)
+        return (z.double().cpu() - self.mean) / self.deviation
+
+    def detector(self, threshold: float) -> Detector:
+        """With a threshold in calm deviations; these count as larger where calm prompts hardly differ."""
+        wide = max(1.0, threshold / NARROWEST)
+        term = Term(
+            self.readout,
+            (self.weight / self.deviation / wide).cpu().float().unsqueeze(0),
+            ((self.offset + self.mean) / self.deviation / wide).cpu().float().unsqueeze(0),
+        )
+        return Detector((term,), torch.tensor([threshold / wide], dtype=torch.float32))

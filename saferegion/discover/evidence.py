@@ -89,9 +89,9 @@ class Axis:
         return tuple(self._both(model, state, at, kappa) for at in (c, self._mean(c)))
 
     def direction(self, model: Model, state: tuple[Tensor, int], c: Conditioning, kappa: float) -> Tensor:
-        """d [B, C, H, W]: what κ times the concept is at ``state`` in the context of ``c``."""
-        plus, minus = self._both(model, state, c, kappa)
-        return (plus - minus) / 2
+        """d [B, C, H, W]: what the concept is at ``state``, the mean of both contexts, asked at κ."""
+        asked = self.ask(model, state, c, kappa)
+        return torch.stack([plus - minus for plus, minus in asked]).mean(0) / (2 * kappa)
 
     def _both(self, model: Model, state: tuple[Tensor, int], c: Conditioning, kappa: float) -> Both:
         x, number = state

@@ -42,6 +42,10 @@ class Shift:
             {k: v.detach().cpu().float().clone() for k, v in self.b.items()},
         )
 
+    def times(self, length: float) -> Shift:
+        """``length`` times as long."""
+        return Shift(self.a, {k: length * v for k, v in self.b.items()})
+
     def to(self, device: torch.device) -> Shift:
         """The same on a device."""
         return Shift({k: v.to(device) for k, v in self.a.items()}, {k: v.to(device) for k, v in self.b.items()})
@@ -58,9 +62,9 @@ class Shift:
             rows[view.space] = (view.rows.float() + step).to(view.rows.dtype)
         return c.with_views(rows)
 
-    def movers(self, window: tuple[float, float], times: float = 1.0) -> dict[str, Offset]:
+    def movers(self, window: tuple[float, float]) -> dict[str, Offset]:
         """As movers of a direction."""
-        return {k: Offset(times * self.b[k], self.a[k].clone(), window) for k in self.a}
+        return {k: Offset(self.b[k].clone(), self.a[k].clone(), window) for k in self.a}
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """By name, for a checkpoint."""

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
-from ..core.conditioning import POOLED, Conditioning
-from ..core.detector import Detector
+from ..core.conditioning import POOLED
 from ..core.direction import Direction, Meta
 from ..core.errors import DiscoverError
 from ..core.fingerprint import fingerprint_of
 from ..learn.bundled import neutral_prompts
+from ..learn.encoded import Store
+from ..learn.prompts import spread
 from ..learn.recipes import Concept
+from ..learn.settings import CompileSettings
 from . import detector as detectors
 from .evidence import CONTEXTS, FORMS, KAPPAS, Evidence, axis_of, choose
 from .model import Denoiser, Encode, Model
@@ -96,8 +97,8 @@ def _passes(concept: Concept, neutral: int, s: DiscoverySettings) -> int:
     steps, pairs = s.sampling_steps, min(s.pairs, len(concept.pairs))
     both = 2 * len(CONTEXTS)
     asked = 4 * pairs * (2 * steps + both * len(KAPPAS) * min(s.levels, steps))
-    looked = (neutral * s.pictures + pairs) * (2 * steps + 2 * both)
-    judged = (s.rounds + 1) * s.batch_size // 2 * steps * 4
+    looked = neutral * s.pictures * (2 * steps + 2 * both)
+    judged = (s.rounds + 9) * s.batch_size // 2 * steps * 4
     return asked + looked + judged + s.steps * s.group * 5
 
 
@@ -107,85 +108,81 @@ def _key(concept: Concept, prompts: list[str], model: Model) -> str:
     return hashlib.sha256(repr((parts, str(fingerprint_of(model.encode)), model.shape)).encode()).hexdigest()
 
 
-@dataclass
-class _Seen:
-    """What the text encoder says of the prompts: features [N, D], the benign mean of each position [L, D] and the root
-    mean square deviation of tokens from it, by space."""
-
-    features: dict[str, Tensor]
-    rest: dict[str, Tensor]
-    size: dict[str, float]
-
-
 class _Discovery:
     """One run, step by step."""
 
     def __init__(self, concept: Concept, prompts: list[str], model: Model, kept: Kept) -> None:
         self.concept, self.prompts, self.model, self.kept, self.settings = concept, prompts, model, kept, model.settings
-        safe = list(dict.fromkeys(s for _, s in concept.pairs))
-        self.safe = [s for s in safe[:: max(1, len(safe) // self.settings.pairs)] if s not in set(prompts)]
+        known = set(prompts)
+        safe = [s for s in dict.fromkeys(s for _, s in concept.pairs) if s not in known]
+        self.safe = spread(safe, len(prompts))
+        made = CompileSettings(batch_size=self.settings.batch_size)
+        self.store = Store(model.conditioning, [*prompts, *self.safe], made, None)
 
     def run(self) -> Direction:
         """Evidence, who brings the concept, Δ, the border."""
-        seen = self._read()
+        self.store.fill(frozenset(self.prompts))
+        rest, size = self._usual()
         self.settings.tell(STAGES[0])
-        axis = axis_of(self.model, self.concept.pairs, seen.rest, self.concept.name)
+        axis = axis_of(self.model, self.concept.pairs, rest, self.concept.name)
         evidence = choose(self.model, self.concept.pairs, self.prompts, axis)
         scores = self._look(evidence)
-        found = detectors.find(seen.features, scores, (self.settings.budget, self.settings.brings))
-        risky = self._risky(found, scores, evidence)
-        shift = Shift.start(self.model.conditioning([""]), seen.size, self.settings.seed, self.model.device)
-        learned = Trainer(self.model, evidence, risky, self.kept).run(shift)
+        least = self.settings.doubt, self.settings.brings
+        found = detectors.find(self.store, (self.prompts, self.safe), scores, least, self.settings.settling)
+        self._require_some(found, scores, evidence)
+        shift = Shift.start(self.model.conditioning([""]), size, self.settings.seed, self.model.device)
+        learned = Trainer(self.model, evidence, self._of(found.opened), self.kept).run(shift)
         self.settings.tell(STAGES[3])
-        return self._direction(evidence, seen, (found, risky), learned)
+        return self._direction(evidence, rest, found, learned)
 
-    def _parts(self) -> Iterator[tuple[int, Conditioning]]:
-        """All prompts, those the recipe calls safe last, in batches: number of the first, conditioning."""
-        prompts, size = [*self.prompts, *self.safe], self.settings.batch_size
-        for at in range(0, len(prompts), size):
-            yield at, self.model.conditioning(prompts[at : at + size])
+    def _of(self, which: Tensor) -> list[str]:
+        return [p for p, w in zip(self.prompts, which.tolist(), strict=True) if w]
 
-    def _read(self) -> _Seen:
-        rows: dict[str, list[Tensor]] = {}
-        usual = _Usual(self.model.conditioning([""]))
-        for _, c in self._parts():
-            usual.add(c)
-            for space, values in detectors.features(c).items():
-                rows.setdefault(space, []).append(values)
-        return _Seen({space: torch.cat(values) for space, values in rows.items()}, usual.mean(), usual.size())
+    def _usual(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The benign mean of each position [L, D], and the root mean square deviation from it, by space."""
+        rest, size = {}, {}
+        for space in self.store.spaces:
+            if space == POOLED:
+                rows = self.store.vector(space, self.prompts)
+                mean, deviation = rows.mean(0, keepdim=True), rows.std(0)
+            else:
+                mean, deviation = self.store.benign[space].statistics()
+            rest[space], size[space] = mean.cpu(), max(float(deviation.square().mean().sqrt()), 1e-6)
+        return rest, size
 
     def _look(self, evidence: Evidence) -> Tensor:
         """Paint every prompt and ask for its evidence [N]."""
         if "evidence" not in self.kept.tensors:
             scores = []
-            for at, c in self._parts():
+            for at in range(0, len(self.prompts), self.settings.batch_size):
                 self.settings.tell(STAGES[1])
+                c = self.model.conditioning(self.prompts[at : at + self.settings.batch_size])
                 noises = [self.model.noise(len(c.tokens), STAGES[1], k, at) for k in range(self.settings.pictures)]
                 scores.append(torch.stack([evidence.of(self.model, c, x) for x in noises]).mean(0))
             self.kept.save({"evidence": torch.cat(scores)})
         return self.kept.tensors["evidence"]
 
-    def _risky(self, found: detectors.Found, scores: Tensor, evidence: Evidence) -> list[str]:
-        """The prompts found, of those that nobody called safe."""
-        opened = found.opened[: len(self.prompts)]
-        told = scores[: len(self.prompts)][opened]
-        if int((told > evidence.border).sum()) < FEWEST_FOUND:
+    def _require_some(self, found: detectors.Found, scores: Tensor, evidence: Evidence) -> None:
+        bring = int((scores[found.opened] > evidence.border).sum())
+        if bring < FEWEST_FOUND:
             raise DiscoverError(
-                f"Only {int((told > evidence.border).sum())} of {len(self.prompts)} neutral prompts bring "
-                f"'{self.concept.name}' into the picture without saying it: this model leaves nothing to discover; use "
-                "the compiled direction."
+                f"Only {bring} of {len(self.prompts)} neutral prompts bring '{self.concept.name}' into the picture "
+                "without saying it: this model leaves nothing to discover; use the compiled direction."
             )
-        return [p for p, o in zip(self.prompts, opened.tolist(), strict=True) if o]
 
     def _direction(
-        self, evidence: Evidence, seen: _Seen, found: tuple[detectors.Found, list[str]], learned: Learned
+        self, evidence: Evidence, rest: dict[str, Tensor], found: detectors.Found, learned: Learned
     ) -> Direction:
-        detector, figures = self._border(seen, *found, learned.best)
+        risky = self._of(found.opened)
+        moved = self.store.beside(lambda texts: learned.best.on(self.model.conditioning(texts)), risky)
+        sides = detectors.Sides(self.store, moved, risky, self._of(~found.opened), self.safe)
+        detector, figures = detectors.draw(sides, self.settings.budget)
         figures |= {
             "evidence.area": evidence.area, "evidence.kappa": evidence.kappa,
             "evidence.form": float(list(FORMS).index(evidence.form)), "evidence.border": evidence.border,
-            "found": float(len(found[1])), "agreement": found[0].agreement,
-            "left": float(learned.left.mean()), "round": float(learned.judged.index(min(learned.judged))),
+            "found": float(len(risky)), "agreement": found.agreement, "cut": found.cut,
+            "left": float(learned.left.mean()), "length": learned.length,
+            "round": float(learned.judged.index(min(learned.judged))),
             **{f"evidence.level.{i}": float(self.model.times[n]) for i, n in enumerate(evidence.levels)},
             **evidence.areas,
         }  # fmt: skip
@@ -196,64 +193,4 @@ class _Discovery:
             calibration={k: round(v, 6) for k, v in figures.items()}, licence=c.licence, curve=tuple(learned.curve),
         )  # fmt: skip
         movers = dict(learned.best.movers(self.settings.window))
-        return Direction(c.name + SUFFIX, fingerprint_of(self.model.encode), detector, movers, seen.rest, meta=meta)
-
-    def _border(
-        self, seen: _Seen, found: detectors.Found, risky: list[str], shift: Shift
-    ) -> tuple[Detector, dict[str, float]]:
-        """A ridge of who was found, which is surer than the evidence of single pictures, turned so that a prompt is
-        closed once it has moved."""
-        x, opened = seen.features[found.space], found.opened
-        moved = []
-        for at in range(0, len(risky), self.settings.batch_size):
-            c = self.model.conditioning(risky[at : at + self.settings.batch_size])
-            moved.append(detectors.features(shift.on(c))[found.space] - detectors.features(c)[found.space])
-        step = torch.cat(moved)
-        ridge = detectors.turned(detectors.fit(x, opened.double()), x, step.mean(0), opened)
-        left = ridge.left
-        threshold = detectors.border(left[~opened], left[opened], self.settings.budget)
-        at_rest = left[: len(self.prompts)][opened[: len(self.prompts)]] + step.double() @ ridge.weight
-        figures = {
-            "calm.opened": float((left[~opened] > threshold).double().mean()),
-            "found.opened": float((left[opened] > threshold).double().mean()),
-            "moved.opened": float((at_rest > threshold).double().mean()),
-        }
-        return detectors.detector(ridge, found.space, left[~opened], threshold), figures
-
-
-class _Usual:
-    """Mean and deviation of tokens by position, summed batch by batch."""
-
-    def __init__(self, empty: Conditioning) -> None:
-        self.period = {v.space: 1 if v.space == POOLED else v.rows.shape[1] for v in empty.views()}
-        self.sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def add(self, c: Conditioning) -> None:
-        for view in c.views():
-            rows, period = view.rows.double().cpu(), self.period[view.space]
-            mask = torch.ones(rows.shape[:2], dtype=torch.bool) if view.mask is None else view.mask.cpu()
-            weight = mask.double().unsqueeze(-1)
-            position = torch.arange(rows.shape[1]) % period
-            parts = []
-            for value in (weight, rows * weight, rows.square() * weight):
-                total = torch.zeros(period, value.shape[2], dtype=torch.float64)
-                parts.append(total.index_add_(0, position, value.sum(0)))
-            old = self.sums.get(view.space)
-            count, one, two = parts
-            self.sums[view.space] = (count, one, two) if old is None else (old[0] + count, old[1] + one, old[2] + two)
-
-    def mean(self) -> dict[str, Tensor]:
-        """[L, D] by space; where no token may move, the mean of all positions."""
-        found = {}
-        for space, (count, one, _) in self.sums.items():
-            overall = one.sum(0) / count.sum().clamp_min(1)
-            found[space] = torch.where(count > 0, one / count.clamp_min(1), overall).float()
-        return found
-
-    def size(self) -> dict[str, float]:
-        """Root mean square deviation of tokens from the mean of their position."""
-        found = {}
-        for space, (count, one, two) in self.sums.items():
-            variance = (two - one.square() / count.clamp_min(1)).sum() / (count.sum() * two.shape[1]).clamp_min(1)
-            found[space] = max(float(variance.clamp_min(0).sqrt()), 1e-6)
-        return found
+        return Direction(c.name + SUFFIX, fingerprint_of(self.model.encode), detector, movers, rest, meta=meta)

@@ -30,10 +30,12 @@ class DiscoverySettings:
             spread over the window. place: side of what counts as one place of a picture, in sides of the picture.
             group: prompts a gradient step.
         rate: of Adam, in units of the tokens' own deviation. past: ½ of ½‖d‖, how far behind nothing Δ is to take the
-            concept. held_out: share of the prompts found that Δ is not trained on and by which the best Δ is kept.
+            concept. keep: how much more what else a prompt says weighs than the concept. held_out: share of the
+            prompts found that Δ is not trained on and by which the best Δ is kept.
         rounds: times that Δ is judged while it is trained.
         brings: evidence from which a prompt counts as bringing the concept: 0 is usual of calm prompts, 1 of the
-            recipe's unsafe sides. budget: share of calm prompts that may be opened.
+            recipe's unsafe sides. doubt: share of calm prompts that may count so at first. settling: times that who is
+            found is foretold anew from who was found. budget: share of calm prompts that the detector may open.
         least_area: least area under the evidence's ROC curve on the recipe's pairs, below which the model is said to
             lack the concept.
         window: part of the sampling in which Δ acts.
@@ -57,9 +59,12 @@ class DiscoverySettings:
     group: int = 8
     rate: float = 0.05
     past: float = 0.5
+    keep: float = 3.0
     held_out: float = 0.25
     rounds: int = 8
     brings: float = 0.3
+    doubt: float = 0.02
+    settling: int = 3
     budget: float = 0.005
     least_area: float = 0.75
     window: tuple[float, float] = (0.0, 1.0)
@@ -79,7 +84,7 @@ class DiscoverySettings:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise DiscoverError(f"{name} must be at least {value}; got {getattr(self, name)}.")
-        for name in ("rate", "past", "held_out", "brings", "budget", "place", "batch_size"):
+        for name in ("rate", "past", "keep", "held_out", "brings", "doubt", "budget", "place", "batch_size"):
             if not getattr(self, name) > 0:
                 raise DiscoverError(f"{name} must be above 0; got {getattr(self, name)}.")
         start, end = self.window

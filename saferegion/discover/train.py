@@ -4,8 +4,9 @@ At states of the prompts' own trajectories, steered by Δ and not, the denoiser 
 
     ε_∅ + g − (max(0, ⟨g, d̂⟩) + past ‖d‖) d̂,   g = ε(x_t, c) − ε_∅,  d̂ = d / ‖d‖:
 
-what the prompt adds without its part along the concept's axis d, and a little further. Everything else is to stay. The
-loss is the squared error in units of ‖d‖², so that all noise levels count alike.
+what the prompt adds without its part along the concept's axis d, and a little further. Everything else is to stay: an
+error beside the axis weighs more than one along it. The loss is in units of ‖d‖², so that all noise levels count alike.
+Last, Δ is made as long as it takes: until pictures of held-out prompts show no more of the concept than is usual.
 """
 
 from __future__ import annotations
@@ -25,15 +26,20 @@ from .resume import Kept
 
 Tensor = torch.Tensor
 STAGE = "learning"
+LENGTHS = tuple(k / 8 for k in range(4, 21))
+"""Multiples of Δ that are tried, the shortest first."""
+CALM = 0.9
+"""Share of held-out pictures that are to show no more of the concept than is usual."""
 
 
 @dataclass
 class Learned:
     """``best``: the Δ kept. ``left``: evidence [held-out prompts] with it. ``curve``: losses. ``judged``: what each
-    round's Δ was judged at, the smaller the better."""
+    round's Δ was judged at, the smaller the better. ``length``: by how much the best was multiplied."""
 
     best: Shift
     left: Tensor
+    length: float = 1.0
     curve: list[float] = field(default_factory=list)
     judged: list[float] = field(default_factory=list)
 
@@ -45,6 +51,14 @@ def target(g: Tensor, d: Tensor, past: float) -> Tensor:
     along = (g * unit).flatten(1).sum(1).view(-1, 1, 1, 1)
     wanted: Tensor = g - (along.clamp_min(0) + past * length) * unit
     return wanted
+
+
+def loss(error: Tensor, d: Tensor, keep: float) -> Tensor:
+    """Sum of the squares of ``error`` [B, C, H, W], those beside the axis ``d`` times ``keep``."""
+    unit = d / d.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    along = (error * unit).flatten(1).sum(1)
+    total: Tensor = keep * error.square().sum() - (keep - 1) * along.square().sum()
+    return total
 
 
 class Trainer:
@@ -75,6 +89,7 @@ class Trainer:
                 if ended:
                     break
                 self._save(shift, optimiser, learned, episode + 1)
+        self._lengthen(learned)
         return learned
 
     def _begin(self, shift: Shift) -> Learned:
@@ -84,7 +99,7 @@ class Trainer:
             for mine, theirs in zip(shift.parameters(), now.parameters(), strict=True):
                 mine.copy_(theirs)
             curve, judged = (list(self.kept.told[k]) for k in ("curve", "judged"))  # type: ignore[call-overload]
-            return Learned(best, self.kept.tensors["left"], curve, judged)
+            return Learned(best, self.kept.tensors["left"], curve=curve, judged=judged)
         return Learned(shift.copy(), torch.zeros(0))
 
     def _optimiser(self, shift: Shift) -> torch.optim.Adam:
@@ -128,7 +143,7 @@ class Trainer:
                 d = self.evidence.axis.direction(self.model, (x, step), c, self.evidence.kappa)
                 wanted = without + target(given - without, d, self.settings.past)
                 size = float(d.square().mean().clamp_min(1e-24))
-                value, got = self._step((x, t, c, wanted), size, shift, optimiser)
+                value, got = self._step((x, t, c, wanted, d), size, shift, optimiser)
                 learned.curve.append(value)
                 self.settings.tell(STAGE, value)
                 given = got if number % 2 else given
@@ -136,15 +151,19 @@ class Trainer:
         return False
 
     def _step(
-        self, batch: tuple[Tensor, int, Conditioning, Tensor], size: float, shift: Shift, optimiser: torch.optim.Adam
+        self,
+        batch: tuple[Tensor, int, Conditioning, Tensor, Tensor],
+        size: float,
+        shift: Shift,
+        optimiser: torch.optim.Adam,
     ) -> tuple[float, Tensor]:
         """One gradient step, in parts that fit the memory; the loss in units of ``size``, the mean square of the
         concept's axis, so that all noise levels count alike; and ε with Δ before the step."""
-        x, t, c, wanted = batch
+        x, t, c, wanted, d = batch
         while True:
             optimiser.zero_grad(set_to_none=True)
             try:
-                value, got = self._backward(x, t, (c, wanted, size), shift)
+                value, got = self._backward(x, t, (c, wanted, d, size), shift)
                 break
             except torch.cuda.OutOfMemoryError:
                 self.model.halve()
@@ -154,22 +173,25 @@ class Trainer:
         return value, got
 
     def _backward(
-        self, x: Tensor, t: int, asked: tuple[Conditioning, Tensor, float], shift: Shift
+        self, x: Tensor, t: int, asked: tuple[Conditioning, Tensor, Tensor, float], shift: Shift
     ) -> tuple[float, Tensor]:
-        c, wanted, size = asked
+        c, wanted, d, size = asked
         scale = 2.0 ** round(math.log2(x[0].numel() * len(x)))  # half precision would lose gradients this small
         value, parts = 0.0, []
         for at in range(0, len(x), self.model.batch_size):
             part = slice(at, at + self.model.batch_size)
             with torch.enable_grad():
                 got = self.model.predict(x[part], t, shift.on(c[part]))
-                loss = (got - wanted[part]).square().sum() / (size * x.numel())
-                torch.autograd.backward(loss * scale)
-            value += float(loss.detach())
+                wrong = loss(got - wanted[part], d[part], self.settings.keep) / (size * x.numel())
+                torch.autograd.backward(wrong * scale)
+            value += float(wrong.detach())
             parts.append(got.detach())
         for p in shift.parameters():
             if p.grad is not None:
                 p.grad /= scale
+        for b in shift.b.values():
+            if b.grad is not None:
+                b.grad += b.grad.sum()  # what one position learns all do, so that none is left that was never seen
         return value, torch.cat(parts)
 
     def _judge(self, shift: Shift, learned: Learned) -> None:
@@ -190,4 +212,20 @@ class Trainer:
         given = self.model.predict(state.x, self.model.times[state.number], c)
         d = self.evidence.axis.direction(self.model, (state.x, state.number), c, self.evidence.kappa)
         wanted = state.without + target(given - state.without, d, self.settings.past)
-        return float((state.given - wanted).square().mean() / d.square().mean().clamp_min(1e-24))
+        wrong = loss(state.given - wanted, d, self.settings.keep) / state.given.numel()
+        return float(wrong / d.square().mean().clamp_min(1e-24))
+
+    def _lengthen(self, learned: Learned) -> None:
+        """The shortest multiple of the best Δ after which held-out pictures show no more than is usual; of none, that
+        which leaves least."""
+        c, evidence = self.model.conditioning(self.held), self.evidence
+        tried = []
+        for times in LENGTHS:
+            with torch.no_grad():
+                noise = self.model.noise(len(self.held), "length")
+                left = evidence.of(self.model, learned.best.on(c, times), noise, c)
+            tried.append((float(left.quantile(CALM)), times, left))
+            if tried[-1][0] <= 0:
+                break
+        _, learned.length, learned.left = tried[-1] if tried[-1][0] <= 0 else min(tried, key=lambda t: t[0])
+        learned.best = learned.best.times(learned.length)

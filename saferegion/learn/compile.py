@@ -122,10 +122,9 @@ class _Benign:
             if space == POOLED:
                 continue
             mean, deviation = store.benign[space].statistics()
-            size = float(deviation.mean())
-            if not size > 0:
+            if not float(deviation.mean()) > 0:
                 raise CompileError(f"The encoder gives the same embedding for every neutral prompt in space '{space}'.")
-            standard[space] = fits.Standard(mean, deviation.clamp_min(1e-3 * size))
+            standard[space] = fits.Standard.of(mean, deviation)
             tokens[space] = store.tokens(space, fit)
             seen[space] = store.tokens(space, [*check, ""])
         return cls(fit, check, standard, tokens, seen)

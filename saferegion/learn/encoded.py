@@ -1,4 +1,4 @@
-"""Prompts encoded once each: what the fit keeps of them, within a budget of memory."""
+"""Prompts encoded once each: what a fit keeps of them, within a budget of memory."""
 
 from __future__ import annotations
 
@@ -144,6 +144,13 @@ class Store:
         self.benign: dict[str, Benign] = {}
         self.scale: dict[str, float] = {}
         self.most: dict[str, int] = {}
+
+    def beside(self, encode: Encode, texts: Sequence[str]) -> Store:
+        """Other prompts, or the same otherwise encoded, measured by the benign statistics of these."""
+        other = Store(encode, texts, self.settings, None)
+        other.benign, other.scale, other.most = self.benign, self.scale, self.most
+        other.fill(frozenset())
+        return other
 
     def fill(self, benign: frozenset[str]) -> None:
         """Encode every prompt; those in ``benign`` make the statistics by position. Raises CompileError."""

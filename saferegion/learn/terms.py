@@ -34,6 +34,11 @@ class Standard:
     mean: Tensor
     deviation: Tensor
 
+    @classmethod
+    def of(cls, mean: Tensor, deviation: Tensor) -> Standard:
+        """With a least deviation, of their mean."""
+        return cls(mean, deviation.clamp_min(DEAD * float(deviation.mean())))
+
     def __call__(self, tokens: Tokens, index: Tensor, pair: bool) -> Tensor:
         """Some positions, ``index`` [N, m], standardised: ``[N, m, D]``, ``[N, m, 2D]`` with successors."""
         x, at = tokens.pick(index, pair)

@@ -120,7 +120,7 @@ FROST = Spec(
     ("crimson", "teal", "golden", "violet"), ("valley", "harbour", "kitchen", "plaza", "garden", "glacier", "tundra"),
     {"glacier": 0.92, "tundra": 0.8, "igloo": 0.9},
     ("frozen", "icy", ", covered by ice", ", under frost"), ("iced", "frosted", ", deep frozen"),
-    "recurrent", "patches", "v", "cosine", 23, 20, 96, 2000, "below", (0, 2),
+    "recurrent", "patches", "v", "cosine", 23, 20, 96, 6000, "below", (0, 2),
 )  # fmt: skip
 HAZE = Spec(
     "haze", "smoke", 8, 3,
