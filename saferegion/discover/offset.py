@@ -31,6 +31,15 @@ class Shift:
             b[view.space] = torch.zeros(1 if view.space == POOLED else view.rows.shape[1], device=device)
         return cls(a, b)
 
+    def along(self, other: Shift) -> Shift:
+        """The same b, and a in the direction of another's, as large as before."""
+        a = {}
+        for space, mine in self.a.items():
+            theirs = other.a[space].to(mine)
+            size = theirs.norm()
+            a[space] = torch.where(size > 0, theirs * (mine.norm() / size.clamp_min(1e-12)), mine)
+        return Shift(a, self.b)
+
     def parameters(self) -> list[Tensor]:
         """a of every space, then b of every space."""
         return [*self.a.values(), *self.b.values()]

@@ -131,6 +131,7 @@ class _Discovery:
         found = detectors.find(self.store, (self.prompts, self.safe), scores, least, self.settings.settling)
         self._require_some(found, scores, evidence)
         shift = Shift.start(self.model.conditioning([""]), size, self.settings.seed, self.model.device)
+        shift = shift.along(axis.delta)  # where the words of the concept lie; b is zero, so nothing moves yet
         learned = Trainer(self.model, evidence, self._of(found.opened), self.kept).run(shift)
         self.settings.tell(STAGES[3])
         return self._direction(evidence, rest, found, learned)
