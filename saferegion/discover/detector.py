@@ -23,6 +23,8 @@ KINDS = ("mean", "token")
 """What a detector may read of a prompt; of equals the first."""
 CLEARLY = 0.1
 """By how much one must beat those before it, in calm deviations."""
+SHRINK = 0.01
+"""What is added to the covariance of features, of its mean diagonal, so that it can be inverted."""
 COUNTS = 3.0
 """Calm deviations over or under the border beyond which a prompt counts no more."""
 PENALTIES = 17
@@ -174,6 +176,29 @@ def draw(sides: Sides, budget: float) -> tuple[Detector, dict[str, float]]:
     return _Line.of(sides, space, kind).detector(threshold), figures | {"detector.kind": float(KINDS.index(kind))}
 
 
+def _turned(sides: Sides, space: str) -> Tensor:
+    """The weight [D] of a ridge regression that tells found prompts from calm ones, turned as little as can be so that
+    what they move by takes every one of them to where calm ones usually are.
+
+    Of all weights that do so it is the one whose scores differ least from the ridge's over these prompts: w − C⁻¹s
+    (r + w·s) / s·C⁻¹s, C their covariance, s the mean step, r how far the scores must fall.
+    """
+    found = sides.store.vector(space, sides.found).double().cpu()
+    x = torch.cat([found, sides.store.vector(space, [*sides.calm, *sides.safe]).double().cpu()])
+    opened = torch.arange(len(x)) < len(found)
+    ridge = fit(x, opened.double())
+    s = (sides.moved.vector(space, sides.found).double().cpu() - found).mean(0)
+    missing = float(ridge.left[opened].max()) - usual(ridge.left[~opened]) + float(ridge.weight @ s)
+    if missing <= 0:
+        return ridge.weight.float()
+    centred = x - x.mean(0)
+    cover = centred.T @ centred / len(x)
+    cover = cover + SHRINK * torch.diagonal(cover).mean() * torch.eye(len(cover), dtype=cover.dtype)
+    v = torch.linalg.solve(cover, s)
+    weight: Tensor = ridge.weight - v * (missing / (s @ v).clamp_min(1e-30))
+    return weight.float()
+
+
 @dataclass(frozen=True, eq=False)
 class _Line:
     """One linear score in one space: weight [D], offset [L], its mean and deviation over calm prompts."""
@@ -189,10 +214,7 @@ class _Line:
         """Fitted on ``sides``."""
         store, moved = sides.store, sides.moved
         if kind == "mean":
-            benign = [store.vector(space, sides.calm), store.vector(space, sides.safe)]
-            weight = terms.logistic(
-                store.vector(space, sides.found), torch.cat([*benign, moved.vector(space, sides.found)])
-            )
+            weight = _turned(sides, space)
             offset = weight.new_zeros(1)
         else:
             standard = terms.Standard.of(*store.benign[space].statistics())
@@ -219,7 +241,7 @@ class _Line:
 
     def _of(self, store: Store, texts: list[str]) -> Tensor:
         if self.readout.reduce == "mean":
-            z = store.vector(self.readout.space, texts) @ self.weight
+            z = store.vector(self.readout.space, texts).cpu() @ self.weight.cpu()
         else:
             z = store.tokens(self.readout.space, texts).scores(self.weight, self.offset).amax(1)
         return (z.double().cpu() - self.mean) / self.deviation
