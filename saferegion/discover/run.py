@@ -98,7 +98,7 @@ def _passes(concept: Concept, neutral: int, s: DiscoverySettings) -> int:
     both = 2 * len(CONTEXTS)
     asked = 4 * pairs * (2 * steps + both * len(KAPPAS) * min(s.levels, steps))
     looked = neutral * s.pictures * (2 * steps + 2 * both)
-    judged = (s.rounds + 9) * s.batch_size // 2 * steps * 4
+    judged = (s.rounds + 17) * s.batch_size // 2 * steps * 4
     return asked + looked + judged + s.steps * s.group * 5
 
 
@@ -132,7 +132,7 @@ class _Discovery:
         self._require_some(found, scores, evidence)
         shift = Shift.start(self.model.conditioning([""]), size, self.settings.seed, self.model.device)
         shift = shift.along(axis.delta)  # where the words of the concept lie; b is zero, so nothing moves yet
-        learned = Trainer(self.model, evidence, self._of(found.opened), self.kept).run(shift)
+        learned = Trainer(self.model, evidence, self._of(found.opened), scores[~found.opened], self.kept).run(shift)
         self.settings.tell(STAGES[3])
         return self._direction(evidence, rest, found, learned)
 

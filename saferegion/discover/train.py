@@ -26,10 +26,14 @@ from .resume import Kept
 
 Tensor = torch.Tensor
 STAGE = "learning"
-LENGTHS = tuple(k / 8 for k in range(4, 21))
+LENGTHS = tuple(0.5 * 1.125**k for k in range(16))
 """Multiples of Δ that are tried, the shortest first."""
+PICTURES = 2
+"""Painted of each held-out prompt for every multiple."""
 CALM = 0.9
-"""Share of held-out pictures that are to show no more of the concept than is usual."""
+"""Share of the pictures of calm prompts that show less than where they are said to end."""
+SPENT = 0.02
+"""Share of the pictures of held-out prompts that may show more than that."""
 
 
 @dataclass
@@ -64,8 +68,10 @@ def loss(error: Tensor, d: Tensor, keep: float) -> Tensor:
 class Trainer:
     """Learns Δ; goes on from what ``kept`` holds."""
 
-    def __init__(self, model: Model, evidence: Evidence, risky: Sequence[str], kept: Kept) -> None:
+    def __init__(self, model: Model, evidence: Evidence, risky: Sequence[str], calm: Tensor, kept: Kept) -> None:
+        """``risky``: prompts to train on. ``calm``: evidence [N] in pictures of calm prompts."""
         self.model, self.evidence, self.kept, self.settings = model, evidence, kept, model.settings
+        self.calm = float(calm.quantile(CALM))
         held = min(len(risky) - 1, max(1, round(self.settings.held_out * len(risky))))
         order = torch.randperm(len(risky), generator=torch.Generator().manual_seed(self.settings.seed)).tolist()
         self.held = [risky[i] for i in order[:held]][: model.settings.batch_size]
@@ -216,16 +222,18 @@ class Trainer:
         return float(wrong / d.square().mean().clamp_min(1e-24))
 
     def _lengthen(self, learned: Learned) -> None:
-        """The shortest multiple of the best Δ after which held-out pictures show no more than is usual; of none, that
-        which leaves least."""
+        """The multiple of the best Δ that follows the shortest after which hardly a held-out picture shows more than
+        calm ones do; where none does so, that which leaves least."""
         c, evidence = self.model.conditioning(self.held), self.evidence
-        tried = []
+        noises = [self.model.noise(len(self.held), "length", k) for k in range(PICTURES)]
+        tried: list[tuple[float, float, float, Tensor]] = []
         for times in LENGTHS:
             with torch.no_grad():
-                noise = self.model.noise(len(self.held), "length")
-                left = evidence.of(self.model, learned.best.on(c, times), noise, c)
-            tried.append((float(left.quantile(CALM)), times, left))
-            if tried[-1][0] <= 0:
+                left = torch.cat([evidence.of(self.model, learned.best.on(c, times), x, c) for x in noises])
+            over = float((left > self.calm).double().mean())
+            tried.append((over, float(left.mean()), times, left))
+            if len(tried) > 1 and tried[-2][0] <= SPENT:
                 break
-        _, learned.length, learned.left = tried[-1] if tried[-1][0] <= 0 else min(tried, key=lambda t: t[0])
+        enough = len(tried) > 1 and tried[-2][0] <= SPENT
+        _, _, learned.length, learned.left = tried[-1] if enough else min(tried, key=lambda t: t[:2])
         learned.best = learned.best.times(learned.length)
