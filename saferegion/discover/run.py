@@ -29,7 +29,7 @@ from .model import Denoiser, Encode, Model
 from .offset import Shift
 from .resume import Kept, told_apart
 from .settings import DiscoverySettings
-from .train import Learned, Trainer
+from .train import LENGTHS, Learned, Trainer
 from .vector import discover_vector
 
 Tensor = torch.Tensor
@@ -98,8 +98,9 @@ def _passes(concept: Concept, neutral: int, s: DiscoverySettings) -> int:
     both = 2 * len(CONTEXTS)
     asked = 4 * pairs * (2 * steps + both * len(KAPPAS) * min(s.levels, steps))
     looked = neutral * s.pictures * (2 * steps + 2 * both)
-    judged = (s.rounds + 17) * s.batch_size // 2 * steps * 4
-    return asked + looked + judged + s.steps * s.group * 5
+    held = min(s.batch_size, max(1, round(s.held_out * neutral / 4)))  # as if one prompt in four brought it
+    judged = held * (s.rounds * 7 * steps + len(LENGTHS) * (steps + both))
+    return asked + looked + judged + s.steps * s.group * 7
 
 
 def _key(concept: Concept, prompts: list[str], model: Model) -> str:
