@@ -19,14 +19,12 @@ Tensor = torch.Tensor
 
 NARROWEST = FURTHEST / 10
 """Deviations between the mean of calm prompts and the border where they hardly differ."""
-KINDS = ("mean", "token")
-"""What a detector may read of a prompt; of equals the first."""
-CLEARLY = 0.1
-"""By how much one must beat those before it, in calm deviations."""
+KINDS = ("token", "mean")
+"""What the two scores read of a prompt."""
+CLEAR = 0.25
+"""Calm deviations above the mean of calm prompts where a border lies at least."""
 SHRINK = 0.01
 """What is added to the covariance of features, of its mean diagonal, so that it can be inverted."""
-COUNTS = 3.0
-"""Calm deviations over or under the border beyond which a prompt counts no more."""
 PENALTIES = 17
 """Penalties that are tried, from 10⁻⁴ to 10⁴ times the mean eigenvalue: the whole range in which they differ."""
 
@@ -153,27 +151,38 @@ class Sides:
 
 
 def draw(sides: Sides, budget: float) -> tuple[Detector, dict[str, float]]:
-    """The detector that tells found prompts from calm ones, and from themselves once they have moved.
+    """The detector that is open where two scores are over their borders, in the space that tells best: of the strongest
+    token, which tells found prompts from calm ones, and of the mean of the tokens, which tells found ones from
+    themselves once they have moved.
 
-    It reads the mean of the tokens or the strongest token, of one space, whichever tells prompts that it was not fitted
-    on better. Scores have mean 0 and deviation 1 over calm prompts. Figures: shares of calm, found and moved prompts
-    that are over the border, foretold by the other half.
+    Scores have mean 0 and deviation 1 over calm prompts. Figures: shares of calm, found and moved prompts that are over
+    both borders, foretold by the other half.
     """
     best = None
     for space in (s for s in sides.store.spaces if s != POOLED):
-        for kind in KINDS:
-            halves = [_Line.of(sides.half(1 - k), space, kind).scores(sides.half(k)) for k in (0, 1)]
-            calm, found, moved = (torch.cat(both) for both in zip(*halves, strict=True))
-            threshold = border(calm, found, budget)
-            told = float((found - threshold).clamp(-COUNTS, COUNTS).mean())
-            closed = float((threshold - moved).clamp(-COUNTS, COUNTS).mean())
-            if best is None or told + closed > best[0] + CLEARLY:
-                over = [float((x > threshold).double().mean()) for x in (calm, found, moved)]
-                best = told + closed, space, kind, threshold, over
+        (calm, found, _), (calm_mean, found_mean, moved_mean) = (_foretold(sides, space, k) for k in KINDS)
+        word = border(calm, found, budget)
+        whole = max(CLEAR, float(moved_mean.quantile(1 - budget) + found_mean.quantile(budget)) / 2)
+        over = {
+            "calm.opened": (calm > word) & (calm_mean > whole),
+            "found.opened": (found > word) & (found_mean > whole),
+            "moved.opened": moved_mean > whole,
+        }
+        figures = {k: float(v.double().mean()) for k, v in over.items()}
+        value = figures["found.opened"] - figures["calm.opened"] - figures["moved.opened"]
+        if best is None or value > best[0]:
+            best = value, space, word, whole, figures
     assert best is not None
-    _, space, kind, threshold, over = best
-    figures = dict(zip(("calm.opened", "found.opened", "moved.opened"), over, strict=True))
-    return _Line.of(sides, space, kind).detector(threshold), figures | {"detector.kind": float(KINDS.index(kind))}
+    _, space, word, whole, figures = best
+    given = _Line.of(sides, space, "token").detector(word)
+    return replace(_Line.of(sides, space, "mean").detector(whole), given=given), figures
+
+
+def _foretold(sides: Sides, space: str, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of calm and safe prompts, found and moved ones, each by what was fitted on the other half."""
+    halves = [_Line.of(sides.half(1 - k), space, kind).scores(sides.half(k)) for k in (0, 1)]
+    calm, found, moved = (torch.cat(both) for both in zip(*halves, strict=True))
+    return calm, found, moved
 
 
 def _turned(sides: Sides, space: str) -> Tensor:
@@ -212,7 +221,7 @@ class _Line:
     @classmethod
     def of(cls, sides: Sides, space: str, kind: str) -> _Line:
         """Fitted on ``sides``."""
-        store, moved = sides.store, sides.moved
+        store = sides.store
         if kind == "mean":
             weight = _turned(sides, space)
             offset = weight.new_zeros(1)
@@ -220,10 +229,8 @@ class _Line:
             standard = terms.Standard.of(*store.benign[space].statistics())
             bags = [
                 terms.Bags(store.tokens(space, sides.found), -1.0, 1.0, terms.MINED),
-                *(
-                    terms.Bags(s.tokens(space, texts), 1.0, 0.5, terms.MINED_BENIGN)
-                    for s, texts in ((store, sides.calm), (store, sides.safe), (moved, sides.found))
-                ),
+                terms.Bags(store.tokens(space, sides.calm), 1.0, 0.5, terms.MINED_BENIGN),
+                terms.Bags(store.tokens(space, sides.safe), 1.0, 0.5, terms.MINED_BENIGN),
             ]
             apart = store.vector(space, sides.found).mean(0) - store.vector(space, sides.calm).mean(0)
             begin = apart / standard.deviation
