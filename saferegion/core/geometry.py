@@ -11,7 +11,7 @@ import torch
 
 Tensor = torch.Tensor
 
-SETTLED = 1e-4
+SETTLED = 1e-3
 """Part of the largest excess that :func:`solve` may leave."""
 MOST_SWEEPS = 64
 """Most sweeps, for displacements that are nearly the same; what is left then is asked about again by *verify*."""

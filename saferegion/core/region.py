@@ -107,10 +107,11 @@ class SafeRegion:
             amounts[space] = a if mask is None else torch.where(mask.unsqueeze(-1), a, 0.0)
         return Motion(amounts, {} if before is None else before.rests)
 
-    def verify(self, seen: Seen, opened: Tensor, slack: Tensor | None) -> Tensor:
-        """What is open now in the prompts that move: bool [B, K]. Of the concepts that were open their witness is asked
-        too; others may be opened by the move. Concepts of a strength below 1 are not asked: they go part of the way."""
-        far = self._atlas.panel.distances(self._atlas.panel.scores(seen), slack)
+    def verify(self, scores: Tensor, opened: Tensor, slack: Tensor | None) -> Tensor:
+        """What is open now in the prompts that move: bool [B, K], by the panel's ``scores`` of them. Of the concepts
+        that were open their witness is asked too; others may be opened by the move. Concepts of a strength below 1 are
+        not asked: they go part of the way."""
+        far = self._atlas.panel.distances(scores, slack)
         here = self._on(far.device)
         still = far > 0
         open_ = still[:, : len(self._sorted)]
@@ -118,32 +119,29 @@ class SafeRegion:
             open_ = open_ | still.index_select(1, here["witness"]) & here["witnessed"] & opened
         return open_ & opened.any(1, keepdim=True) & here["closes"]
 
-    def close(self, seen: Seen, opened: Tensor, slack: Tensor) -> tuple[Motion, Tensor]:
+    def close(self, seen: Seen, opened: Tensor, slack: Tensor) -> Motion:
         """Move and verify, further in by :data:`FURTHER` where a concept is open still, then the tokens that hold it
-        to rest. Returns the motion and what is open still; it ends early where asking costs no synchronisation."""
+        to rest; it ends early where asking costs no synchronisation."""
         depth = torch.zeros(opened.shape, device=opened.device)
         motion = self.move(seen, opened, depth)
-        after = self._atlas.after(seen, motion)
-        still = self.verify(after, opened, slack)
+        after, scores, still = self._look(seen, motion, opened, slack)
         for further in FURTHER:
             if geometry.none(still):
-                return motion, still
+                return motion
             depth = torch.where(still & opened, further, depth)
             opened = opened | still
             motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)
-            after = self._atlas.after(seen, motion)
-            still = self.verify(after, opened, slack)
+            after, scores, still = self._look(seen, motion, opened, slack)
         if geometry.none(still):
-            return motion, still
-        motion = self._rest(after, motion, still, slack)
-        return motion, self.verify(self._atlas.after(seen, motion), opened | still, slack)
+            return motion
+        over = self._atlas.panel.over(scores, slack) & still.index_select(1, self._on(still.device)["concept"])
+        return Motion(motion.amounts, self._atlas.holding(after, over))
 
-    def _rest(self, after: Seen, motion: Motion, still: Tensor, slack: Tensor) -> Motion:
-        """The last resort: tokens that hold what is open still go to rest."""
-        panel = self._atlas.panel
-        scores = panel.scores(after)
-        over = panel.over(scores, slack) & still.index_select(1, self._on(still.device)["concept"])
-        return Motion(motion.amounts, motion.rests | self._atlas.holding(after, over))
+    def _look(self, seen: Seen, motion: Motion, opened: Tensor, slack: Tensor) -> tuple[Seen, Tensor, Tensor]:
+        """What the detectors see after a motion, their scores, and what is open."""
+        after = self._atlas.after(seen, motion)
+        scores = self._atlas.panel.scores(after)
+        return after, scores, self.verify(scores, opened, slack)
 
     # -- once a generation ---------------------------------------------------------------------------------------
 
@@ -174,11 +172,10 @@ class SafeRegion:
             before = self._reading(far, seen)
             if not is_open:
                 return c, self._report(before, before, opened.any(1), None)
-            motion, _ = self.close(seen, opened, self._atlas.slack(c))
-            moved = self._atlas.moved(c, motion)
+            moved = self._atlas.moved(c, self.close(seen, opened, self._atlas.slack(c)))
             now = self._atlas.panel.read(moved)
             after = self._reading(self.detect(now), now)
-            unresolved = self.verify(now, opened, None)
+            unresolved = self.verify(self._atlas.panel.scores(now), opened, None)
             return moved, self._report(before, after, opened.any(1), unresolved)
 
     def score(self, c: Conditioning) -> Tensor:
@@ -226,7 +223,7 @@ class SafeRegion:
             opened = (far > 0) & self._on(far.device)["on"]
             if geometry.none(opened):
                 return self._atlas.moved(c, Motion({}, broken))
-            motion, _ = self.close(seen, opened, self._atlas.slack(c))
+            motion = self.close(seen, opened, self._atlas.slack(c))
             rests = {s: b | motion.rests[s] if s in motion.rests else b for s, b in broken.items()}
             return self._atlas.moved(c, Motion(motion.amounts, rests))
 

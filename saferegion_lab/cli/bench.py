@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from saferegion.core.errors import SafeRegionError
+
 from . import console
 from .encoder import DeviceOption
 
@@ -43,6 +45,24 @@ def bench_speed(
 
     with console.progress("timing") as told:
         result = benchmark.run(rounds=rounds, threads=threads, device=device, progress=told)
+    console.bench_result(result, benchmark.tables, path, as_json)
+
+
+@app.command("graph")
+def bench_graph(
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds.")] = 8,
+    path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures as JSON.")] = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """What 'project' costs on a GPU, alone and replayed from a CUDA graph, beside the CPU's answer."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SafeRegionError("This benchmark needs a CUDA device, and torch finds none here.")
+    from ..bench import graph as benchmark
+
+    with console.progress("timing") as told:
+        result = benchmark.run(rounds=rounds, progress=told)
     console.bench_result(result, benchmark.tables, path, as_json)
 
 
