@@ -42,7 +42,16 @@ def run(rounds: int = 8, progress: Progress | None = None) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """The figures for people."""
-    table = Table("half-spaces", "dtype", "prompts", "alone ms", "from a graph ms", "kernels", "from the CPU's, ulp", "of the token")
+    table = Table(
+        "half-spaces",
+        "dtype",
+        "prompts",
+        "alone ms",
+        "from a graph ms",
+        "kernels",
+        "from the CPU's, ulp",
+        "of the token",
+    )
     table.title = f"project of 2 x {LENGTH} x {WIDTH}, {result['machine'].get('gpu', '')}"
     for row in result["project"]:
         table.add_row(
