@@ -182,7 +182,10 @@ def terms_text(detectors: Mapping[str, Detector]) -> str:
     """JSON of what the terms of each detector look at."""
     return json.dumps(
         {
-            name: {"terms": [[t.readout.space, t.readout.reduce] for t in d.terms], "joint": [list(p) for p in d.joint]}
+            name: {
+                "terms": [[*t.readout, t.growth] if t.growth else [*t.readout] for t in d.terms],
+                "joint": [list(p) for p in d.joint],
+            }
             for name, d in detectors.items()
         },
         separators=(",", ":"),
@@ -266,15 +269,17 @@ class Parts:
             raise DirectionFileError(f"metadata 'terms' must list at most {MOST_TERMS} terms of '{name}'.")
         found = []
         for i, row in enumerate(terms):
-            if not isinstance(row, list) or len(row) != 2 or not all(isinstance(v, str) for v in row):
-                raise DirectionFileError(f"metadata 'terms': a term of '{name}' must be a space and a readout.")
-            space, reduce = row
+            if not isinstance(row, list) or [type(v) for v in row] not in ([str, str], [str, str, float]):
+                raise DirectionFileError(
+                    f"metadata 'terms': a term of '{name}' must be a space, a readout and perhaps its growth."
+                )
+            space, reduce, *growth = row
             if (space == POOLED) != (reduce == "pooled") or not (space == POOLED or is_name(space)):
                 raise DirectionFileError(
                     f"metadata 'terms': '{name}' has a term of a space {space[:40]!r} that cannot be."
                 )
             readout = Readout(space, reduce)
-            found.append(Term(readout, self.take(f"{name}.{i}.weight"), self.take(f"{name}.{i}.offset")))
+            found.append(Term(readout, self.take(f"{name}.{i}.weight"), self.take(f"{name}.{i}.offset"), *growth))
         if not all(isinstance(p, list) and len(p) == 2 and all(type(n) is int for n in p) for p in joint):
             raise DirectionFileError(f"metadata 'terms': a joint term of '{name}' must be two numbers of terms.")
         pairs = tuple((p[0], p[1]) for p in joint)

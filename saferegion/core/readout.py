@@ -14,6 +14,8 @@ from .errors import SafeRegionError
 Tensor = torch.Tensor
 
 REDUCTIONS = ("token", "pair", "mean", "pooled")
+USUAL = 10
+"""Tokens of a prompt of usual length, where ``growth`` changes nothing."""
 LONGEST = 64
 """Lengths for which a panel keeps its biases."""
 
@@ -40,11 +42,14 @@ class Term:
     Attributes:
         weight: ``[F, D]`` float32, ``[F, 2D]`` for ``pair`` (own token first). offset: ``[F, L]`` by position;
             positions repeat with period L (77 for CLIP's chunks, 1 where they carry nothing).
+        growth: of a ``mean`` term, the score is that of the mean times (tokens / :data:`USUAL`) ^ growth: the mean of
+            many tokens varies less than that of few, and one border is to serve both.
     """
 
     readout: Readout
     weight: Tensor
     offset: Tensor
+    growth: float = 0.0
 
     def __post_init__(self) -> None:
         if self.readout.reduce not in REDUCTIONS:
@@ -57,6 +62,8 @@ class Term:
             raise SafeRegionError("The weight of a pair term must be twice as wide as a token.")
         if self.readout.reduce == "pooled" and self.offset.shape[1] != 1:
             raise SafeRegionError("A pooled term has one position.")
+        if not 0 <= self.growth <= 1 or (self.growth and self.readout.reduce != "mean"):
+            raise SafeRegionError(f"Only a mean term grows, by an exponent from 0 to 1; got {self.growth}.")
         if not bool((self.weight.double().norm(dim=1) > 0).all()):
             raise SafeRegionError("A term whose weight is zero tells nothing.")
 
@@ -107,6 +114,8 @@ class Forms:
         self.token, self.own, self.next = slice(0, n), slice(n, n + p), slice(n + p, n + 2 * p)
         self.whole, self.along = slice(n + 2 * p, n + 2 * p + w), slice(n + 2 * p + w, None)
         self.facets = n + p + w
+        self.growth = torch.tensor([t.growth for _, t in whole for _ in range(len(t.weight))])
+        self._grows = bool((self.growth != 0).any())
         self.pairs = p > 0
         self.owner = [i for i, t in (*tokens, *pairs, *whole) for _ in range(len(t.weight))]
         """Number of the term of each facet."""
@@ -114,6 +123,7 @@ class Forms:
             [float(t.weight[f].norm()) for _, t in (*tokens, *pairs, *whole) for f in range(len(t.weight))]
         )
         self._at: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._exponent: dict[torch.device, Tensor] = {}
 
     def bias(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Biases ``[T, M]`` and the place of each token's successor ``[T]``, its own at the end of a chunk."""
@@ -143,7 +153,17 @@ class Forms:
         each = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         if mask is not None:
             each = each.masked_fill(~mask.unsqueeze(-1), -torch.inf)
-        return each, geometry.mean(x[..., self.whole], mask)
+        whole = geometry.mean(x[..., self.whole], mask)
+        return each, whole * self._grown(x, mask) if self._grows else whole
+
+    def _grown(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What the scores of the whole are multiplied by, for the length of each prompt [B, w]."""
+        if x.device not in self._exponent:
+            with torch.inference_mode(False):
+                self._exponent[x.device] = self.growth.to(x.device)
+        tokens = x.new_full((len(x), 1), x.shape[1]) if mask is None else mask.sum(1, keepdim=True).clamp_min(1)
+        found: Tensor = (tokens / USUAL) ** self._exponent[x.device]
+        return found
 
     def strongest(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Score of every facet: ``x`` [B, T, M] -> [B, F]; −inf where no token may move."""

@@ -26,7 +26,7 @@ from .resume import Kept
 
 Tensor = torch.Tensor
 STAGE = "learning"
-LENGTHS = tuple(0.5 * 1.125**k for k in range(16))
+LENGTHS = tuple(0.5 * 1.125**k for k in range(19))
 """Multiples of Δ that are tried, the shortest first."""
 PICTURES = 2
 """Painted of each held-out prompt for every multiple."""

@@ -19,6 +19,7 @@ from ..core.writing import write_whole
 from ..learn.bundled import neutral_prompts, vectors_folder
 from ..learn.compile import compile_many
 from ..learn.recipes import NEUTRAL, Concept, read_neutral, read_recipe
+from ..learn.vocabulary import FRAMES
 from ..learn.settings import METHOD, CompileSettings, Encode, Progress
 from .failures import Failure, recall, remember
 from .files import direction_of, load_directions
@@ -30,7 +31,7 @@ log = logging.getLogger("saferegion")
 CACHE_VARIABLE = "SAFE_REGION_CACHE"
 RECIPE_SUFFIXES = (".yaml", ".yml")
 SUFFIXES = (*RECIPE_SUFFIXES, ".safetensors")
-NO_CONCEPTS = frozenset({NEUTRAL, "hard-neutral"})
+NO_CONCEPTS = frozenset({NEUTRAL, FRAMES, "hard-neutral"})
 """Lists of benign prompts among the bundled files: those that calibrate, and those held out to measure."""
 OWN = "my/"
 """What the names of concepts of the user's own folders start with."""

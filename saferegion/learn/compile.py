@@ -10,7 +10,7 @@ pairs that the fit has not seen. All thresholds share one false-alarm budget, on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,7 +20,7 @@ from ..core.direction import Direction, Meta
 from ..core.errors import CompileError, NotSeparableError
 from ..core.fingerprint import Fingerprint, fingerprint_of
 from ..core.movers import HalfSpaces
-from ..core.readout import Readout, Term
+from ..core.readout import USUAL, Readout, Term
 from . import terms as fits
 from .bundled import neutral_prompts
 from .calibrate import area, thresholds
@@ -36,7 +36,7 @@ SEPARATES = 0.75
 """Least area under the ROC curve of a recipe's own pairs."""
 EMPTY = 50
 """One in so many neutral vectors of the logistic regression is the empty prompt's, which says nothing unsafe."""
-WORDS, WHOLE, BOTH = 0.3, 0.2, 0.5
+WORDS, WHOLE, BOTH = 0.1, 0.1, 0.8
 """What of the budget falls to words, to the prompt as a whole, and to the sum of both."""
 RAISE = 0.1
 """Part of the way to the weakest held-out unsafe prompts by which a border of words is raised where that is further
@@ -114,6 +114,9 @@ class _Benign:
     standard: dict[str, fits.Standard]
     tokens: dict[str, Tokens]
     seen: dict[str, Tokens]
+    growth: dict[str, float]
+    left: Tensor
+    """Which of ``seen`` count: prompts of ``check`` and the empty one."""
 
     @classmethod
     def of(cls, store: Store, fit: list[str], check: list[str]) -> _Benign:
@@ -127,7 +130,18 @@ class _Benign:
             standard[space] = fits.Standard.of(mean, deviation)
             tokens[space] = store.tokens(space, fit)
             seen[space] = store.tokens(space, [*check, ""])
-        return cls(fit, check, standard, tokens, seen)
+        growth = {s: fits.growth(store.vector(s, fit), store.lengths(s, fit)) for s in standard}
+        return cls(fit, check, standard, tokens, seen, growth, torch.arange(len(check) + 1))
+
+    def without(self, fit: list[bool], check: list[bool]) -> _Benign:
+        """The same but for some prompts, which name the concept."""
+        if not any(fit) and not any(check):
+            return self
+        kept = [t for t, named in zip(self.fit, fit, strict=True) if not named]
+        calm = [t for t, named in zip(self.check, check, strict=True) if not named]
+        tokens = {s: t.hidden(torch.tensor(fit)) for s, t in self.tokens.items()}
+        left = (~torch.tensor([*check, False])).nonzero()[:, 0]
+        return _Benign(kept, calm, self.standard, tokens, self.seen, self.growth, left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +159,8 @@ class _Concept:
     """The compilation of one concept."""
 
     def __init__(self, store: Store, benign: _Benign, plan: Plan) -> None:
-        self.store, self.benign, self.plan = store, benign, plan
+        self.store, self.plan = store, plan
+        self.benign = benign.without(plan.concept.named(benign.fit), plan.concept.named(benign.check))
         self.near = [*plan.own_check, *dict.fromkeys(s for _, s in plan.check)]
         self.unsafe = [u for u, _ in plan.check]
 
@@ -201,7 +216,7 @@ class _Concept:
             if wanted:
                 found += self._words(space, pairs, wanted)
             if kinds is None or Readout(space, "mean") in kinds:
-                found.append(self._vector(space, "mean", pairs))
+                found.append(self._whole(space, pairs))
         return found
 
     def _words(self, space: str, pairs: Pairs, kinds: Sequence[str]) -> list[_Fitted]:
@@ -223,7 +238,11 @@ class _Concept:
             def score(tokens: Tokens, weight: Tensor = weight, offset: Tensor = offset) -> Tensor:
                 return tokens.scores(weight, offset).amax(1) if len(tokens) else weight.new_zeros(0)
 
-            seen = [score(self.benign.seen[space]), *(score(store.tokens(space, t)) for t in (self.near, self.unsafe))]
+            calm = score(self.benign.seen[space])
+            seen = [
+                calm[self.benign.left.to(calm.device)],
+                *(score(store.tokens(space, t)) for t in (self.near, self.unsafe)),
+            ]
             found.append(self._standardised(Readout(space, kind), weight, offset, seen))
         return found
 
@@ -235,6 +254,27 @@ class _Concept:
         weight = fits.logistic(unsafe, torch.cat([safe, own, neutral, nothing]))
         seen = [store.vector(space, t) @ weight for t in ([*self.benign.check, ""], self.near, self.unsafe)]
         return self._standardised(Readout(space, kind), weight, weight.new_zeros(1), seen)
+
+    def _whole(self, space: str, pairs: Pairs) -> _Fitted:
+        """As :meth:`_vector`, of the mean of the tokens, which varies less the more there are."""
+        store, growth = self.store, self.benign.growth[space]
+        middle = store.vector(space, self.benign.fit).mean(0)
+
+        def grown(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+            by = (store.lengths(space, texts) / USUAL) ** growth
+            return (store.vector(space, texts) - middle) * by.unsqueeze(1), by
+
+        (unsafe, _), (safe, _) = (grown([p[i] for p in pairs]) for i in (0, 1))
+        neutral, own = grown(self.benign.fit)[0], grown(self.plan.own_fit)[0]
+        nothing = grown([""])[0].expand(max(1, len(neutral) // EMPTY), -1)
+        weight = fits.logistic(unsafe, torch.cat([safe, own, neutral, nothing]))
+        (calm, by), (near, of_near), (bad, of_bad) = (
+            (x @ weight, n) for x, n in map(grown, ([*self.benign.check, ""], self.near, self.unsafe))
+        )
+        shift = calm[:-1].sum() / by[:-1].sum()  # where benign prompts have mean 0
+        seen = [calm - shift * by, near - shift * of_near, bad - shift * of_bad]
+        fitted = self._standardised(Readout(space, "mean"), weight, (middle @ weight + shift).reshape(1), seen)
+        return replace(fitted, term=replace(fitted.term, growth=growth))
 
     def _standardised(self, readout: Readout, weight: Tensor, offset: Tensor, seen: list[Tensor]) -> _Fitted:
         """Scores in benign deviations, from the scores of benign prompts and the empty one, near and unsafe ones."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,6 +42,10 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.own)
+
+    def hidden(self, which: Tensor) -> Tokens:
+        """The same with no token of the prompts ``which``, bool [N]."""
+        return replace(self, real=self.real & ~which.to(self.real.device).unsqueeze(1))
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """(prompts, their tokens in float32), some at a time."""
@@ -141,6 +145,7 @@ class Store:
         self.spaces: tuple[str, ...] = ()
         self.kept: dict[str, dict[int, _Kept]] = {}
         self.vectors: dict[str, dict[int, Tensor]] = {}  # mean of each token space, and pooled
+        self.counts: dict[str, dict[int, int]] = {}  # tokens under the mask
         self.benign: dict[str, Benign] = {}
         self.scale: dict[str, float] = {}
         self.most: dict[str, int] = {}
@@ -202,8 +207,10 @@ class Store:
                 if bool(counted.any()):
                     some = counted.to(rows.device)
                     self.benign[view.space].add(rows[some], None if view.mask is None else view.mask[some])
-                found = self.kept.setdefault(view.space, {})
+                found, counts = self.kept.setdefault(view.space, {}), self.counts.setdefault(view.space, {})
+                whole = [rows.shape[1]] * len(which) if view.mask is None else view.mask.sum(1).tolist()
                 for i, row in enumerate(which):
+                    counts[row] = whole[i]
                     found[row] = self._of(view.space, rows[i], None if view.mask is None else view.mask[i])
             values = self.vectors.setdefault(view.space, {})
             for i, row in enumerate(which):
@@ -256,3 +263,8 @@ class Store:
             one = next(iter(values.values()))
             return one.new_zeros(0, len(one))
         return torch.stack([values[self.place[t]] for t in texts])
+
+    def lengths(self, space: str, texts: Sequence[str]) -> Tensor:
+        """Tokens under the mask of some prompts, at least 1: float32 ``[N]``."""
+        device = self.benign[space].sum.device
+        return torch.tensor([max(1, self.counts[space][self.place[t]]) for t in texts], device=device).float()

@@ -13,17 +13,17 @@ from typing import Any
 from ..core.direction import KINDS
 from ..core.errors import RecipeError
 from ..core.file_format import JOINERS, is_plain
-from ..core.writing import read_whole
+from . import vocabulary
+from .vocabulary import naming
+from .yaml_text import load
 
 RECIPE_FORMAT = "saferegion-recipe/1"
+WORDS_FORMAT = "saferegion-recipe/2"
+"""With words in frames, beside or instead of pairs."""
 NEUTRAL_FORMAT = "saferegion-neutral/1"
 NEUTRAL = "neutral"
-LARGEST = 4 * 2**20
-"""Bytes of the largest recipe file that is read."""
 LONGEST = 4000
 """Characters of the longest prompt."""
-DEEPEST = 20
-"""Levels of lists and mappings in a recipe file."""
 FEWEST_PAIRS = 4
 MOST_PAIRS = 20_000
 """Most pairs of one recipe, its templates filled in."""
@@ -49,6 +49,7 @@ SENTENCES = (
 
 _REQUIRED = {"format", "name", "title", "kind", "version", "licence", "pairs"}
 _OPTIONAL = {"description", "templates", "neutral"}
+_OF_WORDS = {"words", "senses"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Concept:
         pairs: ``(unsafe, safe)`` prompts that differ in the concept alone, templates already filled in.
         neutral: benign prompts of the concept's own, near neighbours; they calibrate the border.
         kind: ``exclude`` or ``balance``.
+        words: what says the concept by name; a shared neutral prompt that holds one is none for this concept.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Concept:
     version: int = 1
     description: str = ""
     licence: str = ""
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -151,25 +154,34 @@ class Concept:
                 pairs.append((frame.replace("{}", word), safe or "a picture"))
         return cls.from_pairs(name, pairs, title=str(name))
 
+    def named(self, texts: Iterable[str]) -> list[bool]:
+        """Which texts hold one of the words."""
+        said = naming(self.words)
+        return [said is not None and said.search(t) is not None for t in texts]
+
     def digest(self, neutral: Sequence[str] = ()) -> str:
         """SHA-256, hex, of what directions depend on: the pairs, the own and the shared neutral prompts."""
-        text = json.dumps([self.kind, self.pairs, self.neutral, list(neutral)], ensure_ascii=False)
+        parts = [self.kind, self.pairs, self.neutral, list(neutral), *([self.words] if self.words else [])]
+        text = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_recipe(path: str | Path) -> Concept:
     """Read a recipe file. Raises RecipeError with one sentence that says what to mend."""
     path = Path(path)
-    data = _load(path)
-    where = path.name
-    if data.get("format") != RECIPE_FORMAT:
-        raise RecipeError(f"{where} is not a recipe: its first line must be 'format: {RECIPE_FORMAT}'.")
-    missing = sorted(_REQUIRED - set(data))
+    data = load(path)
+    where, told = path.name, data.get("format")
+    if told not in (RECIPE_FORMAT, WORDS_FORMAT):
+        raise RecipeError(f"{where} is not a recipe: its first line must be 'format: {WORDS_FORMAT}'.")
+    of_words = told == WORDS_FORMAT
+    required = _REQUIRED - {"pairs"} | {"words"} if of_words else _REQUIRED
+    missing = sorted(required - set(data))
     if missing:
         raise RecipeError(f"{where}: the key '{missing[0]}' is missing.")
-    unknown = sorted(map(str, set(data) - _REQUIRED - _OPTIONAL))
+    all_known = required | _OPTIONAL | ({"pairs", *_OF_WORDS} if of_words else set())
+    unknown = sorted(map(str, set(data) - all_known))
     if unknown:
-        raise RecipeError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(sorted(_REQUIRED | _OPTIONAL))}.")
+        raise RecipeError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(sorted(all_known))}.")
     name = data["name"]
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise RecipeError(f"{where}: 'name' must be lower-case letters, digits and dashes; got {name!r}.")
@@ -183,23 +195,30 @@ def read_recipe(path: str | Path) -> Concept:
     for template in templates:
         if template.count("{}") != 1:
             raise RecipeError(f"{where}: each template must hold {{}} exactly once; got {template!r}.")
-    pairs = _pairs(data["pairs"], where)
+    pairs = _pairs(data["pairs"], where) if "pairs" in data else []
     if len(templates) * len(pairs) > MOST_PAIRS:
         raise RecipeError(
             f"{where}: {len(templates):,} templates times {len(pairs):,} pairs are {len(templates) * len(pairs):,} "
             f"pairs; at most {MOST_PAIRS:,} are allowed."
         )
     neutral = _strings(data["neutral"], where, "neutral") if "neutral" in data else []
+    words: list[tuple[str, str]] = []
+    names: tuple[str, ...] = ()
+    if of_words:
+        listed, frames = vocabulary.read_words(data, where), vocabulary.bundled_frames()
+        words, neutral = listed.pairs(frames), [*listed.spared(frames), *neutral]
+        names = tuple(listed.every())
     try:
         return Concept(
-            name=name,
+            name=str(name),
             title=data["title"].strip(),
-            kind=data["kind"],
+            kind=str(data["kind"]),
             version=version,
             licence=data["licence"].strip(),
-            description=data.get("description", ""),
-            pairs=tuple((t.replace("{}", a), t.replace("{}", b)) for t in templates for a, b in pairs),
+            description=str(data.get("description", "")),
+            pairs=(*words, *((t.replace("{}", a), t.replace("{}", b)) for t in templates for a, b in pairs)),
             neutral=tuple(neutral),
+            words=names,
         )
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
@@ -227,58 +246,12 @@ def recipe_text(concept: Concept, title: str = "") -> str:
 def read_neutral(path: str | Path) -> tuple[str, ...]:
     """Read the neutral prompts that all concepts share. Raises RecipeError."""
     path = Path(path)
-    data = _load(path)
+    data = load(path)
     if data.get("format") != NEUTRAL_FORMAT:
         raise RecipeError(f"{path.name} holds no neutral prompts: its first line must be 'format: {NEUTRAL_FORMAT}'.")
     if "prompts" not in data:
         raise RecipeError(f"{path.name}: the key 'prompts' is missing.")
     return tuple(_strings(data["prompts"], path.name, "prompts"))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    raw = read_whole(path, LARGEST, RecipeError, f"a recipe is a short text of at most {LARGEST // 2**20} MB")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path.name} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    data = _parse(text, path.name)
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path.name} must be a YAML mapping of keys to values.")
-    return data
-
-
-def _parse(text: str, where: str) -> Any:
-    import yaml  # not before a recipe is read: the nodes and the script start without it
-
-    safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class Loader(safe):
-        """YAML's safe loader that refuses a key given twice."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-            if len(mapping) != len(node.value):
-                raise yaml.constructor.ConstructorError(None, None, "a key is given twice", node.start_mark)
-            return mapping
-
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=Loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:  # the C loader calls itself for each level and would overrun the stack
-                raise RecipeError(f"{where}: lists and mappings are nested more than {DEEPEST} deep.")
-            if isinstance(event, yaml.AliasEvent):  # a small file of aliases can expand without end
-                raise RecipeError(
-                    f"{where}: YAML aliases (line {getattr(event.start_mark, 'line', -1) + 1}) are not allowed."
-                )
-        return yaml.load(text, Loader=Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise RecipeError(f"{where} is not valid YAML{line}: {problem.removesuffix('.')}.") from None
 
 
 def _strings(value: Any, where: str, key: str) -> list[str]:
@@ -305,7 +278,7 @@ def _prompt(value: Any, where: str) -> str:
         raise RecipeError(f"{where}: a prompt has at most {LONGEST} characters; got {len(value)}.")
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise RecipeError(f"{where}: a prompt holds half a character (a lone surrogate); got {value[:60]!r}.")
-    return value.strip()
+    return str(value.strip())
 
 
 def _plain(text: str) -> str:

@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
 BATCH = 32
-METHOD = 8
+METHOD = 9
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 
 
@@ -33,9 +33,9 @@ class CompileSettings:
 
     batch_size: int = BATCH
     family: str = ""
-    pairs: int = 90
+    pairs: int = 160
     neutral: int = 820
-    own: int = 20
+    own: int = 40
     outside: float = 3e-3
     keep: int = 500 * 2**20
     seed: int = 0

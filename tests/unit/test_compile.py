@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from saferegion import CompileSettings, Concept, Conditioning, Direction, Library, SafeRegion, compile, compile_many
 from saferegion.core.errors import CompileError, NotSeparableError
 from saferegion.learn.bundled import neutral_prompts
-from saferegion.learn.calibrate import area, border
+from saferegion.learn.calibrate import CLEAR, NEAR, area, border, thresholds
 from saferegion.learn.prompts import Plan, neutral_halves
 
 HELD_OUT = [f"a {word} {noun}" for word in ("blazing", "scorched") for noun in NOUNS]
@@ -182,3 +182,13 @@ def test_the_border_lets_about_the_asked_share_out(count: int, outside: float, s
 def test_the_area_is_the_chance_of_the_right_order() -> None:
     assert area(torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0])) == 1.0
     assert area(torch.tensor([1.0]), torch.tensor([1.0])) == 0.5
+
+
+def test_a_border_spares_the_empty_prompt_and_nearly_all_near_neighbours() -> None:
+    benign, nobody = torch.linspace(-2, 2, 400).unsqueeze(1), torch.zeros(0, 1)
+    usual = float(thresholds(benign, nobody, torch.tensor([-5.0]), [1.0], 0.01)[0])
+    empty = float(thresholds(benign, nobody, torch.tensor([usual + 1]), [1.0], 0.01)[0])
+    assert empty == pytest.approx(usual + 1 + CLEAR)
+    near = torch.linspace(0, 10, 101).unsqueeze(1)
+    raised = float(thresholds(benign, near, torch.tensor([-5.0]), [1.0], 0.01)[0])
+    assert float((near > raised).double().mean()) == pytest.approx(1 - NEAR, abs=0.01)

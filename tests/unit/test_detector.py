@@ -133,3 +133,17 @@ def test_what_is_no_detector_is_refused(change: object, says: str) -> None:
 def test_a_tightened_detector_opens_earlier() -> None:
     d = one("token", threshold=2.0)
     assert float(d.tightened(0.4).thresholds[0]) == pytest.approx(0.8)
+
+
+def test_the_mean_of_many_tokens_counts_for_more_where_it_varies_less() -> None:
+    plain = Term(Readout("tokens", "mean"), WORD, torch.zeros(1, 1))
+    grown = Term(Readout("tokens", "mean"), WORD, torch.zeros(1, 1), growth=0.5)
+    for length, by in ((10, 1.0), (40, 2.0), (90, 3.0)):
+        c = Conditioning(torch.randn(2, length, WORD.shape[1]))
+        one, other = (Detector((t,), torch.zeros(1)).scores(c) for t in (plain, grown))
+        assert torch.allclose(other, by * one, atol=1e-6)
+    masked = Conditioning(torch.randn(1, 40, WORD.shape[1]), torch.arange(40).unsqueeze(0) < 10)
+    assert torch.allclose(*(Detector((t,), torch.zeros(1)).scores(masked) for t in (plain, grown)), atol=1e-6)
+    for reduce, growth in (("token", 0.5), ("mean", 1.5), ("mean", float("nan"))):
+        with pytest.raises(SafeRegionError, match="Only a mean term grows"):
+            Term(Readout("tokens", reduce), WORD, torch.zeros(1, 1), growth)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from saferegion import Concept, SafeRegionError
 from saferegion.core.errors import RecipeError
-from saferegion.learn.recipes import LARGEST, LONGEST, MOST_PAIRS, read_neutral, read_recipe
+from saferegion.learn.recipes import LONGEST, MOST_PAIRS, read_neutral, read_recipe
+from saferegion.learn.yaml_text import LARGEST
 
 GOOD = """\
 format: saferegion-recipe/1

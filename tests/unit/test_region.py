@@ -370,3 +370,9 @@ def test_ten_thousand_regions_leave_nothing_silently_open(
     named = set(report.unresolved)
     open_ = [(b, region.names[k]) for b, k in (region.score(after) > 0).nonzero().tolist()]
     assert all(o in named for o in open_)
+
+
+def test_erase_is_never_said_to_be_stronger_than_whole() -> None:
+    region = SafeRegion(directions(Shape(concepts=2), 3), strength=7.0, mode="erase")
+    assert region.strengths == (1.0, 1.0)
+    assert region.apply(conditioning(Shape(), 4))[1].strengths == (1.0, 1.0)

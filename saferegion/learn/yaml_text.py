@@ -1,0 +1,78 @@
+"""YAML files of recipes: no surprise, no bomb, and every text knows its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import RecipeError
+from ..core.writing import read_whole
+
+LARGEST = 4 * 2**20
+"""Bytes of the largest recipe file that is read."""
+DEEPEST = 20
+"""Levels of lists and mappings in a recipe file."""
+
+
+class Text(str):
+    """A text of a file, with the line it stands in."""
+
+    line: int = 0
+
+
+def line_of(value: object) -> str:
+    """`` line N`` of a text that came from a file, else nothing."""
+    return f" line {value.line}" if isinstance(value, Text) and value.line else ""
+
+
+def load(path: Path) -> dict[Any, Any]:
+    """The mapping that a file holds. Raises RecipeError with one sentence."""
+    raw = read_whole(path, LARGEST, RecipeError, f"a recipe is a short text of at most {LARGEST // 2**20} MB")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path.name} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    data = _parse(text, path.name)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path.name} must be a YAML mapping of keys to values.")
+    return data
+
+
+def _parse(text: str, where: str) -> Any:
+    import yaml  # not before a recipe is read: the nodes and the script start without it
+
+    safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(safe):
+        """YAML's safe loader that refuses a key given twice and keeps the line of every text."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+            if len(mapping) != len(node.value):
+                raise yaml.constructor.ConstructorError(None, None, "a key is given twice", node.start_mark)
+            return mapping
+
+        def construct_yaml_str(self, node: Any) -> Text:
+            found = Text(super().construct_yaml_str(node))
+            found.line = node.start_mark.line + 1
+            return found
+
+    Loader.add_constructor("tag:yaml.org,2002:str", Loader.construct_yaml_str)
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:  # the C loader calls itself for each level and would overrun the stack
+                raise RecipeError(f"{where}: lists and mappings are nested more than {DEEPEST} deep.")
+            if isinstance(event, yaml.AliasEvent):  # a small file of aliases can expand without end
+                raise RecipeError(
+                    f"{where}: YAML aliases (line {getattr(event.start_mark, 'line', -1) + 1}) are not allowed."
+                )
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise RecipeError(f"{where} is not valid YAML{line}: {problem.removesuffix('.')}.") from None
