@@ -158,10 +158,14 @@ class Guard:
 
 @dataclass(frozen=True, eq=False)
 class GuardReport:
-    """What each region of a guard did, in the order in which they acted; whether there was a minors baseline."""
+    """What each region of a guard did, in the order in which they acted; whether there was a minors baseline.
+
+    ``undone``: of a prompt in disguise that was guarded and painted without it, what was undone, in plain words.
+    """
 
     reports: tuple[Report, ...]
     minors: bool = True
+    undone: tuple[str, ...] = ()
 
     @property
     def moved(self) -> bool:
@@ -178,6 +182,20 @@ class GuardReport:
         for report in self.reports:
             report.require_resolved()
 
+    def opened(self, row: int = 0) -> frozenset[str]:
+        """Concepts that are switched on and that prompt ``row`` of the batch was outside of."""
+        return frozenset(
+            concept
+            for r in self.reports
+            for concept, strength, far in zip(r.concepts, r.strengths, r.before.far[row].tolist(), strict=True)
+            if strength > 0 and far > 0
+        )
+
+    @property
+    def found_after(self) -> str:
+        """What people are told of a disguise; nothing where there was none."""
+        return f"found after undoing: {', '.join(self.undone)}" if self.undone else ""
+
     @property
     def findings(self) -> tuple[Finding, ...]:
         """Those of every region."""
@@ -188,6 +206,7 @@ class GuardReport:
         lines = [r.text(token_strings) for r in self.reports]
         if len(lines) > 1:
             lines = [f"[{r.mode}]\n{text}" for r, text in zip(self.reports, lines, strict=True)]
+        lines += [self.found_after] if self.undone else []
         return "\n".join(lines if self.minors else [*lines, NO_MINORS])
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,6 +214,7 @@ class GuardReport:
         return {
             "moved": self.moved,
             "minors": self.minors,
+            **({"undone": list(self.undone)} if self.undone else {}),
             "unresolved": [{"prompt": b, "concept": k} for b, k in self.unresolved],
             "regions": [r.to_dict() for r in self.reports],
         }
