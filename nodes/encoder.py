@@ -170,17 +170,20 @@ def output(result: Any) -> Output:
 
 def tokenizing(clip: Any) -> Callable[[str], Tokens]:
     """What ``clip.tokenize`` does, without holding on to the CLIP object and its weights."""
-    tokenizer, options = clip.tokenizer, dict(getattr(clip, "tokenizer_options", {}))
+    with_weights, options = (
+        unguarded(clip.tokenizer.tokenize_with_weights),
+        dict(getattr(clip, "tokenizer_options", {})),
+    )
 
     def tokenize(text: str) -> Tokens:
-        return tokenizer.tokenize_with_weights(text, **({"tokenizer_options": options} if options else {}))
+        return with_weights(text, **({"tokenizer_options": options} if options else {}))
 
     tokenize.options = tuple(sorted(options.items()))  # type: ignore[attr-defined]
     return tokenize
 
 
-def unguarded(encode: Encode) -> Encode:
-    """``encode`` without the guards of this pack around it."""
+def unguarded(encode: Any) -> Any:
+    """``encode``, or ``tokenize_with_weights``, without the guards of this pack around it."""
     while hasattr(encode, "safe_region_unguarded"):
         encode = encode.safe_region_unguarded
     return encode

@@ -162,16 +162,13 @@ class Inspect(_Guarding):
 
         from .encoder import TextEncoder
         from .pictures import heat_maps, token_strings
-        from .wrap import fit
+        from .wrap import fit, look
 
-        encoder = TextEncoder.of(clip)
-        fitted = fit(region or everything(), encoder)
-        tokens = clip.tokenize(text)
-        c = fitted.family.conditioning(*encoder.encode(tokens))
-        _, report = fitted.guard.apply(c)
-        strings = token_strings(clip.tokenizer, tokens, c)
-        said = report.text([strings])
-        image = heat_maps(report, strings, " ".join(text.split()))
+        encoder, selection = TextEncoder.of(clip), region or everything()
+        seen = look(fit(selection, encoder), selection, encoder, clip, text)
+        strings = token_strings(clip.tokenizer, seen.tokens, seen.conditioning)
+        said = seen.report.text([strings])
+        image = heat_maps(seen.report, strings, " ".join(text.split()))
         show_below(unique_id, said)
         shown = PreviewImage().save_images(image)["ui"]["images"]
         return {"ui": {"images": shown, "text": (said,)}, "result": (image, said)}

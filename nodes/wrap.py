@@ -11,9 +11,12 @@ import comfy.patcher_extension
 import torch
 from comfy import model_management
 
+from ..saferegion.core.conditioning import Conditioning
 from ..saferegion.core.errors import ConditioningError, SafeRegionError
 from ..saferegion.core.fingerprint import Fingerprint
+from ..saferegion.guard import second_look
 from ..saferegion.guard.selection import NO_MINORS, Guard, GuardReport, Selection
+from .disguise import Texts, listening, normaliser_of
 from .encoder import STATES, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
 from .family import Family
 from .files import library
@@ -142,6 +145,15 @@ def guard_conditioning(fitted: Fitted, conditioning: Any) -> tuple[list[list[Any
     return guarded, reports
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """The report of a text, and the tokens and conditioning that it is of."""
+
+    report: GuardReport
+    tokens: Tokens
+    conditioning: Conditioning
+
+
 # -- behind the text encoder -----------------------------------------------------------------------------------------
 
 
@@ -153,7 +165,7 @@ class ClipGuard:
     """
 
     def __init__(self, selection: Selection, clip: Any, tell: Tell) -> None:
-        self.selection, self.tell = selection, tell
+        self.selection, self.tell, self.texts = selection, tell, Texts(clip.tokenizer, selection)
         self.safe_region_unguarded: Encode = unguarded(clip.cond_stage_model.encode_token_weights)
         self._inner: Encode = clip.patcher.get_model_object("encode_token_weights")
         self._stage, self._tokenize = clip.cond_stage_model, tokenizing(clip)
@@ -186,15 +198,24 @@ class ClipGuard:
                 "This node asks for the unprojected pooled output of an encoder whose projected one is guarded; put "
                 "Guard Conditioning or Guard Model behind it instead of Guard CLIP."
             )
-        embedded, pooled, extras = output(result)
-        fitted = self.fitted()
-        embedded, pooled, changed, report = fitted.family.guard(fitted.guard, embedded, pooled, extras)
+        found, report = self._guarded(result)
+        if (plain := self.texts.plain(tokens)) is not None:
+            second, again = self._guarded(self._inner(plain.tokens, *args, **kwargs))
+            if again is not None and second_look.finds_more(report or GuardReport(()), again):
+                found, report = second, second_look.without_disguise(again, plain.undone)
         if (run := this_run()) != self._run:
             self._said.clear()
             self._run = run
         self._said.append(told([report] if report is not None else []))
         self.tell("\n".join(dict.fromkeys(self._said)))
-        return (embedded, pooled, *([{**extras, **changed}, *result[3:]] if len(result) > 2 else []))
+        return found
+
+    def _guarded(self, result: Any) -> tuple[tuple[Any, ...], GuardReport | None]:
+        """What the encoder gave, guarded, and the report of it."""
+        embedded, pooled, extras = output(result)
+        fitted = self.fitted()
+        embedded, pooled, changed, report = fitted.family.guard(fitted.guard, embedded, pooled, extras)
+        return (embedded, pooled, *([{**extras, **changed}, *result[3:]] if len(result) > 2 else [])), report
 
 
 def _unprojected(stage: torch.nn.Module) -> bool:
@@ -213,7 +234,24 @@ def guard_clip(clip: Any, selection: Selection, tell: Tell) -> Any:
     guard = ClipGuard(selection, guarded, tell)
     guard.fitted()
     guarded.patcher.add_object_patch("encode_token_weights", guard)
+    guarded.tokenizer = listening(guarded.tokenizer, guard.texts)
     return guarded
+
+
+def look(fitted: Fitted, selection: Selection, encoder: TextEncoder, clip: Any, text: str) -> Look:
+    """What Guard CLIP would do with a text, as :class:`Look`; unresolved texts are no error here."""
+    tokens = clip.tokenize(text)
+    c = fitted.family.conditioning(*encoder.encode(tokens))
+    first = Look(fitted.guard.apply(c)[1], tokens, c)
+    found = second_look.undisguised(normaliser_of(clip.tokenizer, selection), text)
+    if found is None:
+        return first
+    tokens = clip.tokenize(found.text)
+    c = fitted.family.conditioning(*encoder.encode(tokens))
+    report = fitted.guard.apply(c)[1]
+    if not second_look.finds_more(first.report, report):
+        return first
+    return Look(second_look.without_disguise(report, found.undone), tokens, c)
 
 
 # -- before the sampling ---------------------------------------------------------------------------------------------

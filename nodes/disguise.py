@@ -1,0 +1,149 @@
+"""What a guarded CLIP remembers of the texts that it turned into tokens: those in disguise, with the tokens of their
+plain text. Encoders see tokens alone, and nodes put tokens of several texts together, so texts are found by their rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from ..saferegion.guard.normalise import Normaliser
+from ..saferegion.guard.second_look import normaliser, undisguised
+from ..saferegion.guard.selection import Selection
+from ..saferegion.guard.words import words_of
+from ..saferegion.learn.recipes import Concept
+
+KEPT = 256
+"""Last texts in disguise that are remembered."""
+
+Row = tuple[int | None, ...]
+_vocabularies: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+
+
+class Plain(NamedTuple):
+    """Tokens without disguise, and what was undone."""
+
+    tokens: dict[str, Any]
+    undone: tuple[str, ...]
+
+
+class _Kept(NamedTuple):
+    rows: list[Any]
+    blank: Any
+    undone: tuple[str, ...]
+
+
+class Texts:
+    """Texts in disguise that went through one CLIP object and its clones."""
+
+    def __init__(self, tokenizer: Any, selection: Selection) -> None:
+        self._tokenizer, self._selection = tokenizer, selection
+        self._kept: OrderedDict[tuple[str, tuple[Row, ...]], _Kept] = OrderedDict()
+
+    @property
+    def normalise(self) -> Normaliser:
+        return normaliser_of(self._tokenizer, self._selection)
+
+    def learn(self, text: Any, tokens: Any, tokenize: Callable[[str], Any]) -> None:
+        """Remember a text's tokens where it is in disguise.
+
+        Raises:
+            SafeRegionError: it cannot be read.
+        """
+        found = undisguised(self.normalise, text) if isinstance(text, str) else None
+        if found is None or not isinstance(tokens, Mapping):
+            return
+        plain, blank = tokenize(found.text), tokenize("")
+        for key, rows in tokens.items():
+            if isinstance(rows, list) and rows and _key(rows) != _key(plain[key]):
+                self._kept[key, _key(rows)] = _Kept(plain[key], blank[key][0], found.undone)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+    def plain(self, tokens: Mapping[str, Any]) -> Plain | None:
+        """Tokens with the plain text's in place of those of texts in disguise; None where there are none.
+
+        Encoders that stand side by side read as many rows as each other: what got shorter is filled up with blanks.
+        """
+        found: dict[str, Any] = dict(tokens)
+        undone: dict[str, None] = {}
+        longest: dict[int, int] = {}
+        blanks: dict[str, Any] = {}
+        for key, rows in tokens.items():
+            if not isinstance(rows, list):
+                continue
+            found[key], kept = self._replaced(key, rows)
+            longest[len(rows)] = max(longest.get(len(rows), 0), len(found[key]), len(rows))
+            for k in kept:
+                blanks[key] = k.blank
+                undone.update(dict.fromkeys(k.undone))
+        if not undone:
+            return None
+        for key, blank in blanks.items():
+            missing = longest[len(tokens[key])] - len(found[key])
+            found[key] = [*found[key], *([blank] * missing)]
+        return Plain(found, tuple(undone))
+
+    def _replaced(self, key: str, rows: list[Any]) -> tuple[list[Any], list[_Kept]]:
+        ids = _key(rows)
+        lengths = sorted({len(of) for k, of in self._kept if k == key}, reverse=True)
+        found, used, at = [], [], 0
+        while at < len(rows):
+            for length in lengths:
+                if (kept := self._kept.get((key, ids[at : at + length]))) is not None:
+                    found += kept.rows
+                    used.append(kept)
+                    at += length
+                    break
+            else:
+                found.append(rows[at])
+                at += 1
+        return found, used
+
+
+def listening(tokenizer: Any, texts: Texts) -> Any:
+    """A tokenizer like the one given, of which ``texts`` learns every text in disguise."""
+    inner = tokenizer.tokenize_with_weights
+
+    def tokenize_with_weights(text: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens = inner(text, *args, **kwargs)
+        texts.learn(text, tokens, lambda plain: inner(plain, *args, **kwargs))
+        return tokens
+
+    tokenize_with_weights.safe_region_unguarded = inner  # type: ignore[attr-defined]
+    heard = copy.copy(tokenizer)
+    heard.tokenize_with_weights = tokenize_with_weights
+    return heard
+
+
+def normaliser_of(tokenizer: Any, selection: Selection) -> Normaliser:
+    """The normaliser that knows the words of a host's tokenizer and of the concepts that are switched on."""
+    try:
+        known = _vocabularies.get(tokenizer)
+    except TypeError:  # cannot be remembered
+        return normaliser(_vocabulary(tokenizer), _own(selection))
+    if known is None:
+        known = _vocabularies[tokenizer] = _vocabulary(tokenizer)
+    return normaliser(known, _own(selection))
+
+
+def _own(selection: Selection) -> tuple[Concept, ...]:
+    return tuple(c.concept for c in selection.choices if isinstance(c.concept, Concept))
+
+
+def _vocabulary(tokenizer: Any) -> tuple[str, ...]:
+    """Whole words of every encoder's tokenizer, the most common first."""
+    found: dict[str, None] = {}
+    for part in vars(tokenizer).values():
+        names = getattr(part, "inv_vocab", None)
+        if isinstance(names, Mapping):
+            found.update(dict.fromkeys(words_of(names[i] for i in sorted(names))))
+    return tuple(found)
+
+
+def _key(rows: list[Any]) -> tuple[Row, ...]:
+    """Rows without their weights, which nodes may change, and without what embeddings hold."""
+    return tuple(tuple(t[0] if isinstance(t[0], int) else None for t in row) for row in rows)
