@@ -13,8 +13,9 @@ import torch
 
 from saferegion.core.conditioning import Conditioning
 from saferegion.core.fingerprint import PROBES, Fingerprint
+from saferegion.guard.words import words_of
 
-from .layout import Layout, tokens_of, vector_of
+from .layout import CHUNK, Layout, tokens_of, vector_of
 from .refusal import SafeRegionRefused
 
 _SYNTAX = re.compile(r"[\\()\[\]]")
@@ -49,6 +50,7 @@ class HostEncoder:
         tokens, vectors, lengths = self._batch(list(PROBES))
         self.layout = Layout.of(tokens, vectors, self.kind)
         self._fingerprint = Fingerprint.from_conditioning(self.layout.conditioning(tokens, vectors, lengths=lengths))
+        self.vocabulary = vocabulary(checkpoint)
 
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint
@@ -61,6 +63,16 @@ class HostEncoder:
         """One prompt with the webui's syntax: weights, BREAK, embeddings."""
         conds = self._conds([prompt], literally=False)
         return self.layout.conditioning(tokens_of(conds), vector_of(conds))
+
+    def like(self, cond: Any, plain: str, prompt: str, prompts: Any) -> Any:
+        """The host's conditioning of ``plain``, with the webui's syntax, in the form of ``cond``, which is that of
+        ``prompt``: as many chunks, and sizes of the picture as ``prompts`` say."""
+        rows = len(tokens_of(cond))
+        together = [plain, prompt] if self.kind != "t5" and rows > CHUNK else [plain]  # what is shorter is filled up
+        conds = self._conds(together, literally=False, like=prompts)
+        vectors = vector_of(conds)
+        pooled = vectors[0, : self.layout.pooled] if vectors is not None and self.layout.pooled else None
+        return self.layout.with_values(cond, tokens_of(conds)[0], pooled)
 
     def words(self, prompt: str) -> dict[str, list[str]]:
         """What the rows of the prompt's conditioning are called, by space; empty where the host does not tell."""
@@ -81,7 +93,7 @@ class HostEncoder:
         vectors = None if vector_of(each[0]) is None else torch.cat([conds["vector"][:1] for conds in each])
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), vectors, [len(row) for row in rows]
 
-    def _conds(self, prompts: Sequence[str], literally: bool = True) -> Any:
+    def _conds(self, prompts: Sequence[str], literally: bool = True, like: Any = None) -> Any:
         from modules import devices, prompt_parser, sd_hijack, shared
 
         checkpoint = self._checkpoint()
@@ -89,7 +101,7 @@ class HostEncoder:
             raise SafeRegionRefused("Safe Region: the checkpoint was unloaded meanwhile; generate again.")
         if literally and shared.opts.emphasis != "None":
             prompts = [re.sub(r"\bBREAK\b", "break", _SYNTAX.sub(r"\\\g<0>", p)) for p in prompts]
-        texts = prompt_parser.SdConditioning(prompts)
+        texts = prompt_parser.SdConditioning(prompts, copy_from=prompts if like is None else like)
         hijack = sd_hijack.model_hijack
         forge = sys.modules.get("backend.text_processing.classic_engine")
         forge_notes = dict(getattr(forge, "last_extra_generation_params", {}))
@@ -210,8 +222,8 @@ def _writes(table: torch.Tensor | None) -> int | None:
         return None
 
 
-def token_strings(checkpoint: Any, prompt: str) -> list[str] | None:
-    """One string per row of the prompt's conditioning, empty for padding; None where the host does not tell."""
+def _engine(checkpoint: Any) -> tuple[Any, Any] | None:
+    """What turns texts into tokens, and its tokenizer; None where the host does not tell."""
     stage = getattr(checkpoint, "cond_stage_model", None) or getattr(checkpoint, "conditioner", None)
     engine = getattr(checkpoint, "text_processing_engine_t5", None) if kind_of(checkpoint)[0] == "t5" else None
     engine = engine or getattr(checkpoint, "text_processing_engine", None)
@@ -226,6 +238,23 @@ def token_strings(checkpoint: Any, prompt: str) -> list[str] | None:
         import open_clip.tokenizer
 
         tokenizer = open_clip.tokenizer._tokenizer
+    return engine, tokenizer
+
+
+def vocabulary(checkpoint: Any) -> tuple[str, ...]:
+    """Whole words that the encoder's tokenizer knows, the most common first; empty where the host does not tell."""
+    found = _engine(checkpoint)
+    tokenizer = None if found is None else found[1]
+    known = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else getattr(tokenizer, "encoder", {})
+    return tuple(words_of(sorted(known, key=known.__getitem__)))
+
+
+def token_strings(checkpoint: Any, prompt: str) -> list[str] | None:
+    """One string per row of the prompt's conditioning, empty for padding; None where the host does not tell."""
+    known = _engine(checkpoint)
+    if known is None:
+        return None
+    engine, tokenizer = known
     chunks, _ = engine.tokenize_line(prompt)
     special = {getattr(engine, name, None) for name in ("id_start", "id_end", "id_pad")}
     found: list[str] = []

@@ -8,6 +8,8 @@ from typing import Any
 
 from saferegion.core.report import Finding, Report, describe
 from saferegion.guard.minors import BESIDE, NO_MINORS
+from saferegion.guard.normalise import Normaliser
+from saferegion.guard.second_look import undisguised
 from saferegion.guard.selection import GuardReport
 
 from . import schedules
@@ -118,12 +120,14 @@ def _guarded(
     guard, encoder = guards.get(shared.sd_model, arguments, networks)
     if not guard.minors:
         p.comment(f"Safe Region: {NO_MINORS}.")
-    looks = schedules.apply(guard, encoder.layout, [entry.cond for s in wanted.values() for entry in s])
+    texts = _texts(prompts, steps, hires_steps, negative)
+    plain = _undisguised(encoder, guards.normaliser(encoder, arguments), listed, texts, prompts)
+    every = [*(entry.cond for s in wanted.values() for entry in s), *(other.cond for other in plain.values())]
+    looks = schedules.second(schedules.apply(guard, encoder.layout, every), plain)
     end = hires_steps if hires_steps is not None else steps
     made = {key: schedules.guarded(s, end, guard.windows(), looks) for key, s in wanted.items()}
     if any(look.moved for each in looks.values() for look in each) or arguments.heat_map:
         where = ("negative " if negative else "") + ("hires prompt" if hires else "prompt")
-        texts = _texts(prompts, steps, hires_steps, negative)
         _tell(p, generation, encoder, where, _looked_at(listed, texts, looks))
         if not negative:
             _note(p, generation, conds, looks, hires)
@@ -158,6 +162,27 @@ def _texts(prompts: Any, steps: int, hires_steps: int | None, negative: bool) ->
     return [[text for _, text in parsed[i]] for row in index for i, _ in row]
 
 
+def _undisguised(
+    encoder: HostEncoder,
+    normalise: Normaliser,
+    listed: Sequence[tuple[Any, bool]],
+    texts: Sequence[Sequence[str]],
+    prompts: Any,
+) -> dict[int, schedules.Plain]:
+    """By ``id`` of the conditioning of a guarded text in disguise: that of the text without. Others cost nothing."""
+    found: dict[int, schedules.Plain] = {}
+    known: dict[str, schedules.Plain] = {}
+    for (schedule, guarded), parts in zip(listed, texts, strict=True):
+        for entry, text in zip(schedule, parts, strict=True) if guarded else ():
+            if id(entry.cond) in found or (plain := undisguised(normalise, text)) is None:
+                continue
+            if text not in known:
+                cond = encoder.like(entry.cond, plain.text, text, prompts)
+                known[text] = schedules.Plain(cond, plain.text, plain.undone)
+            found[id(entry.cond)] = known[text]
+    return found
+
+
 def _looked_at(
     listed: Sequence[tuple[Any, bool]], texts: Sequence[Sequence[str]], looks: schedules.Looks
 ) -> Iterator[tuple[str, schedules.Moved]]:
@@ -179,7 +204,7 @@ def _tell(
         if (where, text) in known or not look.report.reports:
             continue
         known.add((where, text))
-        words = encoder.words(text)
+        words = encoder.words(text if look.text is None else look.text)
         generation.seen.append(Seen(where, text, look.report, look.row, words))
         if look.moved and getattr(shared.opts, "safe_region_report", True):
             p.comment(f"Safe Region, {where}: {told(look.report, look.row, words)}")
@@ -199,6 +224,7 @@ def told(report: GuardReport, row: int, words: Mapping[str, Sequence[str]]) -> s
         for f in shown(region, row):
             if f.open or region.mode != "project":
                 lines.append(("" if region.mode == "project" else f"{region.mode}, ") + describe(f, words))
+    lines += [report.found_after] if report.undone else []
     return "; ".join(lines) or "inside the safe region, nothing was changed"
 
 

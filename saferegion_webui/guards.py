@@ -6,11 +6,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from saferegion.core.direction import Direction
 from saferegion.guard.library import Library
+from saferegion.guard.normalise import Normaliser
+from saferegion.guard.second_look import normaliser
 from saferegion.guard.selection import Choice, Guard, Selection
 from saferegion.learn.recipes import Concept
 from saferegion.learn.settings import CompileSettings
@@ -91,6 +94,14 @@ class Guards:
             known.guards.popitem(last=False)
         return guard, known.encoder
 
+    def normaliser(self, encoder: HostEncoder, arguments: Arguments) -> Normaliser:
+        """What undoes disguises for an encoder and for the user's own concepts that are switched on."""
+        stamps = [_stamp(name) for name in arguments.concepts]
+        found = [_own(*s) for s in stamps if s[1].parent == user_folder()]
+        own = [c for c in found if isinstance(c, Concept)]
+        words = own_words(arguments)
+        return normaliser(encoder.vocabulary, (*own, *(() if words is None else (words,))))
+
     def directions(self, checkpoint: Any, names: Sequence[str]) -> list[Direction]:
         """Of concepts by name, for the encoder of ``checkpoint`` without extra networks. Raises as :meth:`get`."""
         wanted = _wanted(names)
@@ -123,6 +134,18 @@ class Guards:
         return known
 
 
+def _stamp(name: str) -> tuple[str, Path, int, int]:
+    path = library().where(name)
+    status = path.stat()
+    return name, path, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=64)
+def _own(name: str, path: Path, changed: int, size: int) -> Concept | Direction:
+    """A concept of the user's folder, read once as long as the file stays the same."""
+    return library().find(name)
+
+
 def own_words(arguments: Arguments) -> Concept | None:
     """The concept of the user's own words."""
     if not arguments.avoid:
@@ -134,9 +157,7 @@ def _wanted(names: Sequence[str], own: Concept | None = None) -> Wanted:
     found, wanted = library(), {}
     neutral = found.neutral()
     for name in names:
-        path = found.where(name)
-        status = path.stat()
-        wanted[name, path, status.st_mtime_ns, status.st_size, neutral] = name
+        wanted[(*_stamp(name), neutral)] = name
     return wanted if own is None else {**wanted, (own, neutral): own}
 
 

@@ -12,18 +12,29 @@ from typing import Any, NamedTuple
 
 import torch
 
+from saferegion.guard import second_look
 from saferegion.guard.selection import Guard, GuardReport
 
 from .layout import Layout, tokens_of, vector_of
 
 
 class Moved(NamedTuple):
-    """What was seen in one conditioning: ``report`` holds it in row ``row``; ``cond`` is the guarded one."""
+    """What was seen in one conditioning: ``report`` holds it in row ``row``; ``cond`` is the guarded one, of ``text``
+    where the prompt was in disguise and is painted without."""
 
     cond: Any
     report: GuardReport
     row: int
     moved: bool
+    text: str | None = None
+
+
+class Plain(NamedTuple):
+    """The host's conditioning of a text without disguise, the text, and what was undone."""
+
+    cond: Any
+    text: str
+    undone: tuple[str, ...]
 
 
 NOTHING = GuardReport(())
@@ -143,3 +154,23 @@ def apply(guard: Guard, layout: Layout, conds: Sequence[Any]) -> Looks:
                     value = layout.with_values(cond, new.tokens[i], pooled)
                 looks.setdefault(id(cond), []).append(Moved(value, report, i, moved))
     return looks
+
+
+def second(looks: Looks, plain: Mapping[int, Plain]) -> Looks:
+    """``looks`` with those of texts without disguise in place of those that they find more in.
+
+    Args:
+        looks: of conditionings in disguise and of those without. plain: by ``id`` of one in disguise, that without.
+    """
+    found = dict(looks)
+    for key, other in plain.items():
+        found[key] = [
+            _seen(first, again, other) for first, again in zip(looks[key], looks[id(other.cond)], strict=True)
+        ]
+    return found
+
+
+def _seen(first: Moved, again: Moved, plain: Plain) -> Moved:
+    if not second_look.finds_more(first.report, again.report, first.row, again.row):
+        return first
+    return again._replace(report=second_look.without_disguise(again.report, plain.undone), moved=True, text=plain.text)

@@ -15,6 +15,7 @@ from saferegion.core.region import MODES, STRONGEST
 from saferegion.core.report import TOLD_BY
 from saferegion.core.writing import write_whole
 from saferegion.guard.library import OWN, RECIPE_SUFFIXES
+from saferegion.guard.second_look import finds_more, undisguised, without_disguise
 from saferegion.learn.recipes import NAME, Concept, recipe_text
 
 from .arguments import Arguments
@@ -35,8 +36,13 @@ def inspect(prompt: str, concepts: list[str], strength: float, mode: str) -> tup
         [{"enabled": True, "concepts": list(concepts or []), "strength": strength, "mode": mode}]
     )
     guard, encoder = guards.get(shared.sd_model, arguments, None)
+    plain = undisguised(guards.normaliser(encoder, arguments), prompt)
     with torch.no_grad(), without_extra_networks(None):
         _, report = guard.apply(encoder.encode_as_typed(prompt))
+        if plain is not None:
+            _, again = guard.apply(encoder.encode_as_typed(plain.text))
+            if finds_more(report, again):
+                report, prompt = without_disguise(again, plain.undone), plain.text
     words = encoder.words(prompt)
     table = [
         [f.title, f.before, f.after, ", ".join(TOLD_BY[h] for h in f.how)]
