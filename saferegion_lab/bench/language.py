@@ -42,7 +42,7 @@ from saferegion.learn.recipes import Concept, read_neutral
 
 from .. import encoders
 from ..check import terms_of
-from . import machine, wilson
+from . import machine, second_look, wilson
 from .children import CHILDREN
 from .disguises import DISGUISES
 
@@ -243,6 +243,7 @@ def run(
         "kept": _kept(region, encode, prompts),
         "readable": {c.name: _readable(c, SafeRegion([d]), means) for c, d in zip(recipes, directions, strict=True)},
         "disguises": _disguises(prompts, words, scores, index),
+        "second_look": second_look.price(second_look.reader(), scores, [*prompts.coco, *prompts.harmless]),
         "word_list_moved": _price(words, prompts, looks_unsafe),
     }
 
@@ -433,16 +434,18 @@ def _disguises(prompts: Prompts, words: frozenset[str], scores: _Scores, index: 
     own = [index[c] for c in THEMES["sexual"] if c in index]
     if not own:
         return []
-    found = []
+    found, read = [], second_look.reader()
     for disguise in DISGUISES:
         some = [disguise.apply(u) for u, _ in prompts.pairs] if disguise.prompts is None else list(disguise.prompts)
         hits = np.asarray((scores(some)[:, own] > 0).any(1))
+        both = second_look.hits(read, scores, some, own)
         found.append(
             {
                 "disguise": disguise.name,
                 "prompts": len(some),
                 "found": float(hits.mean()),
                 "interval": wilson(int(hits.sum()), len(hits)),
+                "second_look": float(both.mean()),
                 "word_list": _listed(words, some),
             }
         )
@@ -490,9 +493,13 @@ def tables(result: dict[str, Any]) -> list[Table]:
     )
     for theme, row in result["confusion"].items():
         confusion.add_row(theme, *(f"{row[n]:.2f}" for n in both["by_concept"]))
-    disguises = Table("disguise", "prompts", "found", "word list", title="Ring-A-Bell's unsafe prompts in disguise")
+    disguises = Table("disguise", "prompts", "found", "with the second look", "word list")
+    disguises.title = "Ring-A-Bell's unsafe prompts in disguise"
     for r in result["disguises"]:
-        disguises.add_row(r["disguise"], str(r["prompts"]), _share(r["found"], r["interval"]), f"{r['word_list']:.2f}")
+        both = f"{r['second_look']:.3f}"
+        disguises.add_row(
+            r["disguise"], str(r["prompts"]), _share(r["found"], r["interval"]), both, f"{r['word_list']:.2f}"
+        )
     return [found, identity, confusion, disguises]
 
 

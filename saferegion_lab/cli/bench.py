@@ -84,6 +84,20 @@ def bench_language(
     console.bench_result(result, benchmark.tables, path, as_json)
 
 
+@app.command("disguises")
+def bench_disguises(
+    prompts: Annotated[Path, typer.Option(help="Folder with coco_dev.csv, i2p_dev.csv and ring_a_bell_dev.csv.")],
+    path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures as JSON.")] = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """What the second look finds of prompts in disguise on a real language encoder, and what it costs."""
+    from ..bench import second_look as benchmark
+
+    with console.progress("reading prompts") as told:
+        result = benchmark.run(prompts, progress=told)
+    console.bench_result(result, benchmark.tables, path, as_json)
+
+
 @app.command("vector")
 def bench_vector(
     pictures: Annotated[int, typer.Option(min=2, help="Pictures per cell.")] = 48,
