@@ -163,6 +163,15 @@ def test_every_part_of_a_prompt_is_guarded(world: MicroWorld, paint: Studio) -> 
         assert on == 0 and off >= 0.5, name
 
 
+@pytest.mark.parametrize("name", ["plain", "editing", "AND", "BREAK", "emphasis", "hires", "lora"])
+def test_a_prompt_in_disguise_is_painted_as_its_plain_text(paint: Studio, name: str) -> None:
+    plain = VARIATIONS[name]
+    hidden = {k: v.replace("burning", "b.u.r.n.i.n.g") if isinstance(v, str) else v for k, v in plain.items()}
+    painted = paint(ON, steps=4, **hidden)
+    assert same(painted, paint(ON, steps=4, **plain)) and not same(painted, paint(steps=4, **hidden))
+    assert "Safe region moved: fire" in painted.infotexts[0]
+
+
 def test_the_negative_prompt_is_guarded_when_asked_or_when_it_counts(paint: Studio) -> None:
     negative = {"prompt": BENIGN, "negative_prompt": UNSAFE, "steps": 4}
     asked = {"enabled": True, "concepts": ["fire"], "guard_negative": True}
