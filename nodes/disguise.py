@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -32,7 +33,7 @@ class Plain(NamedTuple):
 
 class _Kept(NamedTuple):
     rows: list[Any]
-    blank: Any
+    blank: list[Any]  # a row of nothing, where there is one
     undone: tuple[str, ...]
 
 
@@ -43,8 +44,9 @@ class Texts:
         self._tokenizer, self._selection = tokenizer, selection
         self._kept: OrderedDict[tuple[str, tuple[Row, ...]], _Kept] = OrderedDict()
 
-    @property
+    @cached_property
     def normalise(self) -> Normaliser:
+        """Made when the first text comes."""
         return normaliser_of(self._tokenizer, self._selection)
 
     def learn(self, text: Any, tokens: Any, tokenize: Callable[[str], Any]) -> None:
@@ -58,8 +60,8 @@ class Texts:
             return
         plain, blank = tokenize(found.text), tokenize("")
         for key, rows in tokens.items():
-            if isinstance(rows, list) and rows and _key(rows) != _key(plain[key]):
-                self._kept[key, _key(rows)] = _Kept(plain[key], blank[key][0], found.undone)
+            if isinstance(rows, list) and rows and key in plain and _key(rows) != _key(plain[key]):
+                self._kept[key, _key(rows)] = _Kept(plain[key], blank.get(key, [])[:1], found.undone)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
@@ -84,7 +86,7 @@ class Texts:
             return None
         for key, blank in blanks.items():
             missing = longest[len(tokens[key])] - len(found[key])
-            found[key] = [*found[key], *([blank] * missing)]
+            found[key] = [*found[key], *(blank * missing)]
         return Plain(found, tuple(undone))
 
     def _replaced(self, key: str, rows: list[Any]) -> tuple[list[Any], list[_Kept]]:

@@ -13,7 +13,10 @@ import torch
 
 from saferegion.core.conditioning import Conditioning
 from saferegion.core.fingerprint import PROBES, Fingerprint
+from saferegion.guard.normalise import Normaliser
+from saferegion.guard.second_look import normaliser
 from saferegion.guard.words import words_of
+from saferegion.learn.recipes import Concept
 
 from .layout import CHUNK, Layout, tokens_of, vector_of
 from .refusal import SafeRegionRefused
@@ -50,7 +53,8 @@ class HostEncoder:
         tokens, vectors, lengths = self._batch(list(PROBES))
         self.layout = Layout.of(tokens, vectors, self.kind)
         self._fingerprint = Fingerprint.from_conditioning(self.layout.conditioning(tokens, vectors, lengths=lengths))
-        self.vocabulary = vocabulary(checkpoint)
+        self._vocabulary = vocabulary(checkpoint)
+        self._normalisers: dict[tuple[Concept, ...], Normaliser] = {}
 
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint
@@ -63,6 +67,12 @@ class HostEncoder:
         """One prompt with the webui's syntax: weights, BREAK, embeddings."""
         conds = self._conds([prompt], literally=False)
         return self.layout.conditioning(tokens_of(conds), vector_of(conds))
+
+    def normaliser(self, own: tuple[Concept, ...]) -> Normaliser:
+        """What undoes disguises: it knows the words of this encoder, of the recipes and of ``own`` concepts."""
+        if own not in self._normalisers:
+            self._normalisers = {own: normaliser(self._vocabulary, own)}
+        return self._normalisers[own]
 
     def like(self, cond: Any, plain: str, prompt: str, prompts: Any) -> Any:
         """The host's conditioning of ``plain``, with the webui's syntax, in the form of ``cond``, which is that of

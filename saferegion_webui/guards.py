@@ -13,7 +13,6 @@ from typing import Any
 from saferegion.core.direction import Direction
 from saferegion.guard.library import Library
 from saferegion.guard.normalise import Normaliser
-from saferegion.guard.second_look import normaliser
 from saferegion.guard.selection import Choice, Guard, Selection
 from saferegion.learn.recipes import Concept
 from saferegion.learn.settings import CompileSettings
@@ -100,7 +99,7 @@ class Guards:
         found = [_own(*s) for s in stamps if s[1].parent == user_folder()]
         own = [c for c in found if isinstance(c, Concept)]
         words = own_words(arguments)
-        return normaliser(encoder.vocabulary, (*own, *(() if words is None else (words,))))
+        return encoder.normaliser((*own, *(() if words is None else (words,))))
 
     def directions(self, checkpoint: Any, names: Sequence[str]) -> list[Direction]:
         """Of concepts by name, for the encoder of ``checkpoint`` without extra networks. Raises as :meth:`get`."""

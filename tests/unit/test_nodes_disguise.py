@@ -107,6 +107,14 @@ def test_embeddings_among_the_tokens_are_no_matter(heard: tuple[Any, Any, Tokeni
     assert texts.plain({"l": [[(torch.zeros(3), 0.3), (5, 1.0)]]}).tokens == {"l": [[(7, 1.0)]]}
 
 
+def test_an_encoder_that_reads_some_texts_only_is_no_matter(heard: tuple[Any, Any, Tokenizer]) -> None:
+    _, texts, _ = heard
+    tokens = {"l": [[(5, 1.0)]], "quoted": [[(6, 1.0)]], "other": [[(8, 1.0)]]}
+    plain = {"l": [[(7, 1.0)]], "quoted": [[(9, 1.0)]]}
+    texts.learn(SPACED, tokens, lambda text: plain if text else {"l": [[(0, 1.0)]]})
+    assert texts.plain(tokens).tokens == {**plain, "other": tokens["other"]}
+
+
 def test_old_texts_are_forgotten(heard: tuple[Any, Any, Tokenizer], pack: Callable[[str], ModuleType]) -> None:
     tokenizer, texts, _ = heard
     for i in range(pack("nodes.disguise").KEPT):
