@@ -12,11 +12,11 @@ import torch
 from comfy import model_management
 
 from ..saferegion.core.conditioning import Conditioning
-from ..saferegion.core.errors import ConditioningError, SafeRegionError
+from ..saferegion.core.errors import ConditioningError, SafeRegionError, UnresolvedError
 from ..saferegion.core.fingerprint import Fingerprint
 from ..saferegion.guard import second_look
 from ..saferegion.guard.selection import NO_MINORS, Guard, GuardReport, Selection
-from .disguise import Texts, listening, normaliser_of
+from .disguise import Plain, Texts, listening, normaliser_of
 from .encoder import STATES, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
 from .family import Family
 from .files import library
@@ -198,17 +198,31 @@ class ClipGuard:
                 "This node asks for the unprojected pooled output of an encoder whose projected one is guarded; put "
                 "Guard Conditioning or Guard Model behind it instead of Guard CLIP."
             )
-        found, report = self._guarded(result)
-        if (plain := self.texts.plain(tokens)) is not None:
-            second, again = self._guarded(self._inner(plain.tokens, *args, **kwargs))
-            if again is not None and second_look.finds_more(report or GuardReport(()), again):
-                found, report = second, second_look.without_disguise(again, plain.undone)
+        plain = self.texts.plain(tokens)
+        found, report = self._guarded(result) if plain is None else self._twice(result, plain, *args, **kwargs)
         if (run := this_run()) != self._run:
             self._said.clear()
             self._run = run
         self._said.append(told([report] if report is not None else []))
         self.tell("\n".join(dict.fromkeys(self._said)))
         return found
+
+    def _twice(
+        self, result: Any, plain: Plain, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], GuardReport | None]:
+        """As :meth:`_guarded`, of a prompt in disguise and of its plain text: what is painted must be inside."""
+        refused: UnresolvedError | None = None
+        first: tuple[tuple[Any, ...], GuardReport | None] = (), None
+        try:
+            first = self._guarded(result)
+        except UnresolvedError as error:
+            refused = error
+        second, report = self._guarded(self._inner(plain.tokens, *args, **kwargs))
+        if report is not None and second_look.finds_more(first[1] or GuardReport(()), report):
+            return second, second_look.without_disguise(report, plain.undone)
+        if refused is not None:
+            raise refused
+        return first
 
     def _guarded(self, result: Any) -> tuple[tuple[Any, ...], GuardReport | None]:
         """What the encoder gave, guarded, and the report of it."""

@@ -201,12 +201,16 @@ def family(model: type, found: tuple[str, Any, Any], first: bool) -> dict[str, A
         apart = max(apart, *(near(reached["model"], r) for r in reached.values()))
         far[which] = audit(movers, clip_rows, plain, elsewhere, reached["model"])
     benign = seen(conditioning(BENIGN))
+    unsafe = PROMPTS["plain"][0]
+    hidden = by_clip.tokenize(unsafe.replace("burning", "b.u.r.n.i.n.g"))
+    read = by_clip.patcher.object_patches["encode_token_weights"].texts.plain(hidden)
     return {
         "encoder": name,
         "spaces": sorted(fitted.guard.spaces()),
         "far": far,
         "benign": {guard: same(benign, reached) for guard, reached in guarded(BENIGN).items()},
         "apart": apart,
+        "disguise": read is not None and read.tokens == clip.tokenize(unsafe),
     }
 
 

@@ -167,6 +167,11 @@ def test_the_three_guards_give_one_result_and_leave_benign_prompts_alone(printed
     assert len(encoders) >= 22
 
 
+def test_a_prompt_in_disguise_is_read_by_every_encoder(printed: dict[str, Any]) -> None:
+    for name, found in printed["families"].items():
+        assert name in PICTURES or found["disguise"], name
+
+
 def test_a_family_that_reads_no_text_is_refused_with_a_sentence(printed: dict[str, Any]) -> None:
     for name in PICTURES:
         for encoder, said in printed["families"][name]["refused"].items():
