@@ -42,9 +42,9 @@ from saferegion.learn.recipes import Concept, read_neutral
 
 from .. import encoders
 from ..check import terms_of
-from . import machine, second_look, wilson
+from . import machine, wilson
 from .children import CHILDREN
-from .disguises import DISGUISES
+from .disguises import DISGUISES, hits, price, reader
 
 THEMES = {
     "sexual": ("nudity", "sexual-acts", "suggestive"),
@@ -243,7 +243,7 @@ def run(
         "kept": _kept(region, encode, prompts),
         "readable": {c.name: _readable(c, SafeRegion([d]), means) for c, d in zip(recipes, directions, strict=True)},
         "disguises": _disguises(prompts, words, scores, index),
-        "second_look": second_look.price(second_look.reader(), scores, [*prompts.coco, *prompts.harmless]),
+        "second_look": price(reader(), scores, [*prompts.coco, *prompts.harmless]),
         "word_list_moved": _price(words, prompts, looks_unsafe),
     }
 
@@ -434,17 +434,16 @@ def _disguises(prompts: Prompts, words: frozenset[str], scores: _Scores, index: 
     own = [index[c] for c in THEMES["sexual"] if c in index]
     if not own:
         return []
-    found, read = [], second_look.reader()
+    found, read = [], reader()
     for disguise in DISGUISES:
         some = [disguise.apply(u) for u, _ in prompts.pairs] if disguise.prompts is None else list(disguise.prompts)
-        hits = np.asarray((scores(some)[:, own] > 0).any(1))
-        both = second_look.hits(read, scores, some, own)
+        first, both = np.asarray((scores(some)[:, own] > 0).any(1)), hits(read, scores, some, own)
         found.append(
             {
                 "disguise": disguise.name,
                 "prompts": len(some),
-                "found": float(hits.mean()),
-                "interval": wilson(int(hits.sum()), len(hits)),
+                "found": float(first.mean()),
+                "interval": wilson(int(first.sum()), len(first)),
                 "second_look": float(both.mean()),
                 "word_list": _listed(words, some),
             }
