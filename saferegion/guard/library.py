@@ -19,8 +19,8 @@ from ..core.writing import write_whole
 from ..learn.bundled import neutral_prompts, vectors_folder
 from ..learn.compile import compile_many
 from ..learn.recipes import NEUTRAL, Concept, read_neutral, read_recipe
-from ..learn.vocabulary import FRAMES
 from ..learn.settings import METHOD, CompileSettings, Encode, Progress
+from ..learn.vocabulary import FRAMES
 from .failures import Failure, recall, remember
 from .files import direction_of, load_directions
 from .minors import AGE, NAMES, minors_of, trimmed

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
+from .places import vectors_folder
 from .recipes import NEUTRAL, read_neutral
 
-_PACKAGE = Path(__file__).parent.parent
-
-
-def vectors_folder() -> Path:
-    """The bundled concepts: ``vectors/`` beside the package in a checkout, inside it in an installed wheel."""
-    inside = _PACKAGE / "vectors"
-    return inside if inside.is_dir() else _PACKAGE.parent / "vectors"
+__all__ = ["neutral_prompts", "vectors_folder"]
 
 
 @cache

@@ -33,9 +33,9 @@ class CompileSettings:
 
     batch_size: int = BATCH
     family: str = ""
-    pairs: int = 160
+    pairs: int = 90
     neutral: int = 820
-    own: int = 40
+    own: int = 20
     outside: float = 3e-3
     keep: int = 500 * 2**20
     seed: int = 0

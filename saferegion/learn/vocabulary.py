@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import RecipeError
+from .places import vectors_folder
 from .yaml_text import Text, line_of, load
 
 FRAMES_FORMAT = "saferegion-frames/1"
@@ -191,8 +192,6 @@ def _rows(value: Any, where: str, key: str) -> list[Text]:
 @cache
 def bundled_frames() -> dict[str, Kind]:
     """The frames that come with the package."""
-    from .bundled import vectors_folder
-
     return read_frames(vectors_folder() / f"{FRAMES}.yaml")
 
 

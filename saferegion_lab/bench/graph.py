@@ -89,9 +89,9 @@ def _row(region: SafeRegion, case: str, tokens: torch.Tensor, rounds: int) -> di
     torch.cuda.synchronize()
     eps = torch.finfo(tokens.dtype).eps
     apart = [max(float(_apart(got.cpu(), wanted, of).max()) for got in (found, captured)) / eps for of in (False, True)]
-    kept = bool((found.cpu() == tokens)[wanted == tokens].all())
-    if not kept:
-        raise AssertionError("A channel that the CPU keeps is not the same to the bit on the GPU.")
+    same = (wanted == tokens).all(-1)
+    if not bool((found.cpu() == tokens)[same].all()):
+        raise AssertionError("A token that the CPU keeps is not the same to the bit on the GPU.")
     return {
         "half_spaces": len(region.names),
         "dtype": str(tokens.dtype).removeprefix("torch."),

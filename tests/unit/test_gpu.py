@@ -39,9 +39,13 @@ def test_project_never_synchronises_and_fits_a_graph(concepts: int, dtype: torch
     graph.replay()
     torch.cuda.synchronize()
     eps = torch.finfo(dtype).eps
-    scale = wanted.float().abs().clamp_min(1e-2)
+    size = wanted.float().abs()
+    if dtype is torch.float32:  # sums of thousands of products in another order, set against the token they make
+        scale, most = size.amax(-1, keepdim=True), 32
+    else:
+        scale, most = size.clamp_min(1e-2), 1
     for got in (found, captured):
-        assert float(((got.cpu().float() - wanted.float()).abs() / scale).max()) <= 4 * eps
+        assert float(((got.cpu().float() - wanted.float()).abs() / scale).max()) <= most * eps
 
 
 def test_apply_synchronises_once_and_gives_back_what_is_inside() -> None:
