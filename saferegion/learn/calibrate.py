@@ -15,7 +15,7 @@ BEYOND = 2
 """How far the tail is trusted: to one prompt in so many times as many as were seen."""
 CLEAR = 0.25
 """How far inside the border the empty prompt lies at least, in benign deviations."""
-NEAR = 0.9
+NEAR = 0.97
 """Share of a concept's own near neighbours that must stay inside each border."""
 
 

@@ -18,9 +18,9 @@ STEPS = 25
 """Steps a round (L-BFGS, Liu and Nocedal 1989)."""
 SHARP = 4.0
 """Sharpness of the soft maximum over positions."""
-FADE = 0.01
+FADE = 0.03
 """Penalty on the squares of the weights, channels standardised."""
-PENALTY = 0.1
+PENALTY = 0.3
 """The same of the regression on one vector a prompt."""
 DESCENTS = 200
 DEAD = 1e-3
