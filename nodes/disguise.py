@@ -17,7 +17,7 @@ from ..saferegion.guard.selection import Selection
 from ..saferegion.guard.words import words_of
 from ..saferegion.learn.recipes import Concept
 
-KEPT = 256
+KEPT = 4096
 """Last texts in disguise that are remembered."""
 
 Row = tuple[int | None, ...]
@@ -61,6 +61,7 @@ class Texts:
         plain, blank = tokenize(found.text), tokenize("")
         for key, rows in tokens.items():
             if isinstance(rows, list) and rows and key in plain and _key(rows) != _key(plain[key]):
+                self._kept.pop((key, _key(rows)), None)  # what comes again is the last again
                 self._kept[key, _key(rows)] = _Kept(plain[key], blank.get(key, [])[:1], found.undone)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)

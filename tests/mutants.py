@@ -55,7 +55,7 @@ MUTANTS: list[tuple[str, str, str, tuple[str, ...]]] = [
     (CORE + "region.py", "& opened.any(1, keepdim=True) & here[\"closes\"]", "& opened & here[\"closes\"]", (REGION,)),
     (CORE + "region.py", "open_ = open_ | still.index_select(1, here[\"witness\"]) & here[\"witnessed\"] & opened", "pass", (REGION,)),
     (CORE + "region.py", "return Motion(motion.amounts, self._atlas.holding(after, over))", "return motion", (REGION,)),
-    (CORE + "region.py", "unresolved = self.verify(self._atlas.panel.scores(now), opened, None)", "unresolved = None", (REGION,)),
+    (CORE + "region.py", "unresolved = self.verify(scores, opened, None)", "unresolved = None", (REGION,)),
     (CORE + "region.py", "motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)", "motion = self.move(seen, opened, depth, motion)", (REGION,)),
     (CORE + "atlas.py", "new = torch.where(amount.ne(0).any(-1, keepdim=True), new, rows)", "pass", (REGION,)),
     (CORE + "region.py", "if not is_open:\n                return c,", "if False:\n                return c,", (REGION,)),

@@ -91,7 +91,10 @@ class SafeRegion:
 
     def detect(self, seen: Seen) -> Tensor:
         """Distance of every concept over its border ``[B, K]``, in the region's own order; at most 0 inside."""
-        return self._atlas.panel.distances(self._atlas.panel.scores(seen))[:, : len(self._sorted)]
+        return self._distances(self._atlas.panel.scores(seen))
+
+    def _distances(self, scores: Tensor) -> Tensor:
+        return self._atlas.panel.distances(scores)[:, : len(self._sorted)]
 
     def move(self, seen: Seen, opened: Tensor, depth: Tensor, before: Motion | None = None) -> Motion:
         """The nearest point inside the half-spaces of the open concepts, and their offsets.
@@ -174,8 +177,9 @@ class SafeRegion:
                 return c, self._report(before, before, opened.any(1), None)
             moved = self._atlas.moved(c, self.close(seen, opened, self._atlas.slack(c)))
             now = self._atlas.panel.read(moved)
-            after = self._reading(self.detect(now), now)
-            unresolved = self.verify(self._atlas.panel.scores(now), opened, None)
+            scores = self._atlas.panel.scores(now)
+            after = self._reading(self._distances(scores), now)
+            unresolved = self.verify(scores, opened, None)
             return moved, self._report(before, after, opened.any(1), unresolved)
 
     def score(self, c: Conditioning) -> Tensor:

@@ -16,8 +16,9 @@ from ..core.errors import DirectionFileError, NotSeparableError, RecipeError, Sa
 from ..core.file_format import LONGEST_NAME, is_plain
 from ..core.fingerprint import Fingerprint, fingerprint_of
 from ..core.writing import write_whole
-from ..learn.bundled import neutral_prompts, vectors_folder
+from ..learn.bundled import neutral_prompts
 from ..learn.compile import compile_many
+from ..learn.places import vectors_folder
 from ..learn.recipes import NEUTRAL, Concept, read_neutral, read_recipe
 from ..learn.settings import METHOD, CompileSettings, Encode, Progress
 from ..learn.vocabulary import FRAMES

@@ -7,8 +7,6 @@ from functools import cache
 from .places import vectors_folder
 from .recipes import NEUTRAL, read_neutral
 
-__all__ = ["neutral_prompts", "vectors_folder"]
-
 
 @cache
 def neutral_prompts() -> tuple[str, ...]:

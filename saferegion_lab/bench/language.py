@@ -36,8 +36,8 @@ from saferegion.core.direction import Direction
 from saferegion.core.errors import SafeRegionError
 from saferegion.core.region import SafeRegion
 from saferegion.guard.library import Library
-from saferegion.learn.bundled import vectors_folder
 from saferegion.learn.calibrate import area
+from saferegion.learn.places import vectors_folder
 from saferegion.learn.recipes import Concept, read_neutral
 
 from .. import encoders

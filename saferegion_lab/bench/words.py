@@ -14,10 +14,12 @@ from typing import Any
 
 from rich.table import Table
 
+from saferegion.core.errors import SafeRegionError
 from saferegion.core.region import SafeRegion
 from saferegion.guard.library import Library
-from saferegion.learn.bundled import neutral_prompts, vectors_folder
+from saferegion.learn.bundled import neutral_prompts
 from saferegion.learn.compile import compile_many
+from saferegion.learn.places import vectors_folder
 from saferegion.learn.recipes import Concept, read_recipe
 from saferegion.learn.settings import Encode
 from saferegion.learn.vocabulary import Vocabulary, bundled_frames, fill, naming, read_vocabulary
@@ -144,13 +146,15 @@ def _share(flags: Sequence[bool]) -> dict[str, Any]:
 
 
 def run(names: Sequence[str] | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Every bundled recipe of words, or those named."""
+    """Recipes of words: bundled ones by name, or files (None: every bundled one). Raises SafeRegionError: none is."""
     from .language import encoder
 
-    encode, neutral = encoder(), neutral_prompts()
-    paths = [vectors_folder() / f"{n}.yaml" for n in names or Library().names()]
-    recipes = [r for p in paths if p.is_file() and (r := Recipe.read(p)) is not None]
-    rows = []
+    bundled = [vectors_folder() / f"{n}.yaml" for n in Library().names()]
+    paths = [Path(n) if n.endswith(".yaml") else vectors_folder() / f"{n}.yaml" for n in names] if names else bundled
+    recipes = [r for p in paths if (r := Recipe.read(p)) is not None]
+    if not recipes:
+        raise SafeRegionError("None of these recipes lists words (format 2); name one that does, or its file.")
+    encode, neutral, rows = encoder(), neutral_prompts(), []
     for n, recipe in enumerate(recipes, 1):
         rows.append(measure(recipe, encode, neutral))
         if progress is not None:

@@ -98,6 +98,22 @@ def bench_disguises(
     console.bench_result(result, benchmark.tables, path, as_json)
 
 
+@app.command("words")
+def bench_words(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Concepts or recipe files (default: all).")
+    ] = None,
+    path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures as JSON.")] = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """What recipes of words find, of the words they list and of words held out, on a real language encoder."""
+    from ..bench import words as benchmark
+
+    with console.progress("compiling") as told:
+        result = benchmark.run(recipes, progress=told)
+    console.bench_result(result, benchmark.tables, path, as_json)
+
+
 @app.command("vector")
 def bench_vector(
     pictures: Annotated[int, typer.Option(min=2, help="Pictures per cell.")] = 48,

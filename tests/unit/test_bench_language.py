@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saferegion import Concept, Library, SafeRegionError
-from saferegion.learn.bundled import vectors_folder
+from saferegion.learn.places import vectors_folder
 from saferegion.learn.recipes import read_neutral
 from saferegion_lab.bench.children import CHILDREN
 from saferegion_lab.bench.disguises import DISGUISES

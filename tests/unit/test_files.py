@@ -50,7 +50,7 @@ def random_direction(facets: int, width: int, period: int, seed: int, pooled: bo
         )
         for reduce in ("token", "pair", "mean") if space == "tokens" else ("pooled",):
             w = torch.cat([u, u], 1) if reduce == "pair" else u
-            terms.append(Term(Readout(space, reduce), w, torch.zeros(facets, 1)))
+            terms.append(Term(Readout(space, reduce), w, torch.zeros(facets, 1), 0.25 if reduce == "mean" else 0.0))
     at = torch.full((len(terms),), 1.0)
     detector = Detector(
         tuple(terms), at, ((0, 2), (1, 2)), torch.tensor([3.0, 4.0]), Detector(tuple(terms[:1]), at[:1])

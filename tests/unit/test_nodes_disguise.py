@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-PROJECT = Path(__file__).resolve().parents[2]
-PACK = "safe_region_pack_of_disguise"
 PLAIN, SPACED = "a nude woman", "a n u d e woman"
 CHUNK = 8
 Rows = list[list[tuple[Any, float]]]
-
-
-@pytest.fixture(scope="module")
-def pack() -> Iterator[Callable[[str], ModuleType]]:
-    """Modules of the project as ComfyUI has them: below a package of another name."""
-    for name, path in ((PACK, PROJECT), (f"{PACK}.nodes", PROJECT / "nodes")):
-        package = ModuleType(name)
-        package.__path__ = [str(path)]
-        sys.modules[name] = package
-    yield lambda name: importlib.import_module(f"{PACK}.{name}")
-    for name in [n for n in sys.modules if n == PACK or n.startswith(f"{PACK}.")]:
-        del sys.modules[name]
 
 
 class Tokenizer:
@@ -115,11 +98,19 @@ def test_an_encoder_that_reads_some_texts_only_is_no_matter(heard: tuple[Any, An
     assert texts.plain(tokens).tokens == {**plain, "other": tokens["other"]}
 
 
-def test_old_texts_are_forgotten(heard: tuple[Any, Any, Tokenizer], pack: Callable[[str], ModuleType]) -> None:
+def test_old_texts_are_forgotten_and_what_comes_again_is_not(
+    heard: tuple[Any, Any, Tokenizer], pack: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack("nodes.disguise"), "KEPT", 8)
     tokenizer, texts, _ = heard
-    for i in range(pack("nodes.disguise").KEPT):
+    first = tokenizer.tokenize_with_weights(SPACED)
+    for i in range(40):
         tokenizer.tokenize_with_weights(f"{SPACED} number {i}")
-    assert len(texts._kept) == pack("nodes.disguise").KEPT
+        tokenizer.tokenize_with_weights(SPACED)
+    assert len(texts._kept) == 8 and texts.plain(first) is not None
+    for i in range(8):
+        tokenizer.tokenize_with_weights(f"{SPACED} number {i}")
+    assert texts.plain(first) is None
 
 
 def test_what_cannot_be_read_stops_the_encoding(

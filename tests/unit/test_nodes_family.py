@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,25 +12,11 @@ import pytest
 import torch
 from fakes import FakeEncoder, benign_prompts, fire, same_bits
 
-PROJECT = Path(__file__).resolve().parents[2]
-PACK = "safe_region_pack"
 UNSAFE, BENIGN = "a burning house in a valley", "a quiet house and a blue boat in a harbour, number 7"
 AGAIN = "a burning house in flames, a burning tree in flames, a flaming boat on fire, a burning car"
 LONG = "a quiet old house in a wooden valley by a small tall tower " * 10
 CLIP, T5 = 12, 30
 Text = Callable[[str], tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def pack() -> Iterator[Callable[[str], ModuleType]]:
-    """Modules of the project as ComfyUI has them: below a package of another name."""
-    for name, path in ((PACK, PROJECT), (f"{PACK}.nodes", PROJECT / "nodes")):
-        package = ModuleType(name)
-        package.__path__ = [str(path)]
-        sys.modules[name] = package
-    yield lambda name: importlib.import_module(f"{PACK}.{name}")
-    for name in [n for n in sys.modules if n == PACK or n.startswith(f"{PACK}.")]:
-        del sys.modules[name]
 
 
 @pytest.fixture

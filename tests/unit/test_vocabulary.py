@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from saferegion.core.errors import RecipeError
+from saferegion.learn.places import vectors_folder
 from saferegion.learn.recipes import read_recipe
 from saferegion.learn.terms import growth
 from saferegion.learn.vocabulary import (
@@ -134,8 +135,6 @@ def test_a_recipe_of_pairs_has_no_vocabulary(tmp_path: Path) -> None:
     ],
 )
 def test_frames_that_are_wrong(tmp_path: Path, old: str, new: str, said: str) -> None:
-    from saferegion.learn.bundled import vectors_folder
-
     text = (vectors_folder() / "frames.yaml").read_text(encoding="utf-8")
     assert old in text
     (tmp_path / "frames.yaml").write_text(text.replace(old, new), encoding="utf-8")

@@ -10,11 +10,9 @@ import torch
 import webui_fakes as webui
 from webui_fakes import BENIGN, ON, UNSAFE, conds, equal
 
-import saferegion as sr
 from saferegion.guard.normalise import Normaliser
-from saferegion_webui import generation, interception, layout
+from saferegion_webui import generation, layout
 from saferegion_webui.arguments import Arguments
-from saferegion_webui.guards import Guards
 from saferegion_webui.refusal import SafeRegionRefused
 
 SPACED = UNSAFE.replace("burning", "b u r n i n g")
@@ -29,23 +27,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path) -> Any:
-    monkeypatch.setenv("SAFE_REGION_CACHE", str(kept))
-    monkeypatch.setattr(sr.Library, "guarding", lambda library, *a: (library.directions(a[0], a[1], None, *a[2:]), []))
-    monkeypatch.setattr(generation, "guards", Guards())
-    webui.write_recipes(tmp_path / "models" / "safe_region")
+    guarded = webui.guarded(monkeypatch, tmp_path / "models", kept)
 
     def make(family: str = "sd1") -> Any:
-        shared = webui.install(monkeypatch, tmp_path / "models", webui.Checkpoint(family))
-
-        class Processing(webui.Processing):
-            cached_c: list[Any] = [None, None]
-            cached_uc: list[Any] = [None, None]
-            get_conds_with_caching = webui.Processing.get_conds_with_caching
-
-        interception.install(Processing, generation.guard_conditionings)
+        shared, processing = guarded(family)
 
         def run(prompt: Any = UNSAFE, args: Any = ON, **values: Any) -> Any:
-            p = Processing(prompt, **values)
+            p = processing(prompt, **values)
             generation.configure(p, args, [])
             p.setup_conds()
             return p

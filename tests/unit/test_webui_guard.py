@@ -18,7 +18,6 @@ import saferegion as sr
 from saferegion.guard.minors import NO_MINORS
 from saferegion_webui import generation, interception, layout, page
 from saferegion_webui.arguments import NAMES, Arguments
-from saferegion_webui.guards import Guards
 from saferegion_webui.refusal import SafeRegionRefused
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
@@ -50,26 +49,9 @@ def fresh(hosts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path) -> Any:
-    monkeypatch.setenv("SAFE_REGION_CACHE", str(kept))
-    monkeypatch.setattr(
-        sr.Library, "guarding", lambda library, *a: (library.directions(a[0], a[1], None, *a[2:]), [])
-    )  # its own tests ask for it
-    monkeypatch.setattr(generation, "guards", Guards())
-    folder = tmp_path / "models" / "safe_region"
-    webui.write_recipes(folder)
-
-    def make(family: str = "sd1") -> Host:
-        shared = webui.install(monkeypatch, tmp_path / "models", webui.Checkpoint(family))
-
-        class Processing(webui.Processing):
-            cached_c: list[Any] = [None, None]
-            cached_uc: list[Any] = [None, None]
-            get_conds_with_caching = webui.Processing.get_conds_with_caching
-
-        interception.install(Processing, generation.guard_conditionings)
-        return Host(shared, Processing, folder)
-
-    return make
+    models = tmp_path / "models"
+    guarded = webui.guarded(monkeypatch, models, kept)
+    return lambda family="sd1": Host(*guarded(family), models / "safe_region")
 
 
 def webui_layout(cond: torch.Tensor) -> sr.Conditioning:
