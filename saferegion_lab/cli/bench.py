@@ -100,9 +100,7 @@ def bench_disguises(
 
 @app.command("words")
 def bench_words(
-    recipes: Annotated[
-        list[str] | None, typer.Argument(help="Concepts or recipe files (default: all).")
-    ] = None,
+    recipes: Annotated[list[str] | None, typer.Argument(help="Concepts or recipe files (default: all).")] = None,
     path: Annotated[Path | None, typer.Option("--out", "-o", help="Write the figures as JSON.")] = None,
     as_json: console.JsonOption = False,
 ) -> None:
