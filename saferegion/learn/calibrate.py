@@ -11,7 +11,7 @@ Tensor = torch.Tensor
 
 TAIL = 0.1
 """Upper share of benign scores that the exponential tail is fitted on."""
-BEYOND = 2
+BEYOND = 6
 """How far the tail is trusted: to one prompt in so many times as many as were seen."""
 CLEAR = 0.25
 """How far inside the border the empty prompt lies at least, in benign deviations."""

@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
 BATCH = 32
-METHOD = 9
+METHOD = 10
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 
 
@@ -36,6 +36,6 @@ class CompileSettings:
     pairs: int = 90
     neutral: int = 820
     own: int = 20
-    outside: float = 3e-3
+    outside: float = 2e-3
     keep: int = 500 * 2**20
     seed: int = 0
