@@ -11,8 +11,9 @@ Tensor = torch.Tensor
 
 TAIL = 0.1
 """Upper share of benign scores that the exponential tail is fitted on."""
-BEYOND = 6
-"""How far the tail is trusted: to one prompt in so many times as many as were seen."""
+CERTAIN = 0.9
+"""Standard error that a border told by the tail may have, in the tail's own scale: the fewer prompts the tail is fitted
+on, the less far out it is trusted."""
 CLEAR = 0.25
 """How far inside the border the empty prompt lies at least, in benign deviations."""
 NEAR = 0.97
@@ -23,13 +24,14 @@ def border(scores: Tensor, outside: float) -> float:
     """The score that a share ``outside`` of benign prompts exceeds, from theirs ``[N]``.
 
     The upper :data:`TAIL` is taken as exponential (peaks over threshold with shape 0), so that the border does not hang
-    on the single largest; but it is never below the quantile that was seen, nor for a smaller share than one in
-    :data:`BEYOND` times their number.
+    on the single largest; but it is never below the quantile that was seen. Of n peaks the scale is known to 1/√n, and
+    so the border at a share p to log(TAIL / p)/√n, which bounds p by :data:`CERTAIN`.
     """
-    m, outside = scores.double(), max(outside, 1 / (BEYOND * len(scores)))
+    m = scores.double()
     base = float(torch.quantile(m, 1 - TAIL))
     over = m[m > base]
     scale = float((over - base).mean()) if len(over) else 0.0
+    outside = max(outside, TAIL * math.exp(-CERTAIN * math.sqrt(len(over))))
     return max(base + scale * math.log(TAIL / outside), float(torch.quantile(m, 1 - outside)))
 
 
