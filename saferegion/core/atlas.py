@@ -73,30 +73,36 @@ class Atlas:
 
     def at_rest(self, space: str, x: Tensor, where: Tensor) -> Tensor:
         """Coordinates with those of the benign mean of each position for the tokens in ``where`` [B, T]."""
-        key = (space, x.shape[1], x.device)
-        rest = self._rests.get(key)
-        if rest is None:
-            if len(self._rests) >= KEPT:
-                self._rests.clear()
-            with torch.inference_mode(False):
-                _, mean = self.fleets[space].at(x.shape[1], x.device)
-                bias = self.panel.forms[space].bias(x.shape[1], x.device)[0]
-                weight = self.panel.weight(space, x.device)
-                rest = self._rests[key] = geometry.coordinates(mean.unsqueeze(0), weight, bias)[0]
+        rest = self._at_rest(space, x.shape[1], x.device)
         return torch.where(where.unsqueeze(-1), rest[:, : x.shape[-1]], x)
 
     def holding(self, seen: Seen, over: Tensor) -> dict[str, Tensor]:
-        """By space, tokens [B, T] that hold a term that is over (bool ``over`` [B, N]): those above its benign mean."""
+        """By space, tokens [B, T] that hold a term that is over (bool ``over`` [B, N]): those that lie above the benign
+        mean of their position in any part of it. Where they rest, every term is at most what it is at rest."""
         found = {}
         for space, (x, mask) in seen.items():
             forms = self.panel.forms[space]
             if not forms.facets:
                 continue
-            each, _ = forms.held(x, mask)
-            z = torch.cat([each, x[..., forms.whole]], -1)
-            holds = (z > 0) & over.index_select(1, self._owner(space, x.device)).unsqueeze(1)
+            asked = forms.along.start
+            above = x[..., :asked] > self._at_rest(space, x.shape[1], x.device)[:, :asked]
+            holds = above & over.index_select(1, self._owner(space, x.device)).unsqueeze(1)
             found[space] = holds.any(-1) if mask is None else holds.any(-1) & mask
         return found
+
+    def _at_rest(self, space: str, length: int, device: torch.device) -> Tensor:
+        """Coordinates of the benign mean of each position ``[T, M]``."""
+        key = (space, length, device)
+        rest = self._rests.get(key)
+        if rest is None:
+            if len(self._rests) >= KEPT:
+                self._rests.clear()
+            with torch.inference_mode(False):
+                _, mean = self.fleets[space].at(length, device)
+                bias = self.panel.forms[space].bias(length, device)[0]
+                weight = self.panel.weight(space, device)
+                rest = self._rests[key] = geometry.coordinates(mean.unsqueeze(0), weight, bias)[0]
+        return rest
 
     def slack(self, c: Conditioning) -> Tensor:
         """By how much borders must be cleared, for the dtype and the size of these tokens; see :meth:`Panel.slack`."""
@@ -115,10 +121,10 @@ class Atlas:
         return self._shifts[key]
 
     def _owner(self, space: str, device: torch.device) -> Tensor:
-        """``[F]``: the term of each facet of a space."""
+        """``[M]``: the term of each coordinate that detectors ask."""
         key = (space, device)
         if key not in self._owners:
             with torch.inference_mode(False):
-                owner = self.panel.forms[space].owner
-                self._owners[key] = torch.tensor(owner, dtype=torch.int64, device=device)
+                columns = self.panel.forms[space].columns
+                self._owners[key] = torch.tensor(columns, dtype=torch.int64, device=device)
         return self._owners[key]

@@ -119,6 +119,8 @@ class Forms:
         self.pairs = p > 0
         self.owner = [i for i, t in (*tokens, *pairs, *whole) for _ in range(len(t.weight))]
         """Number of the term of each facet."""
+        self.columns = [i for i, t in (*tokens, *pairs, *pairs, *whole) for _ in range(len(t.weight))]
+        """Number of the term of each coordinate before those along the movers."""
         self.size = torch.tensor(
             [float(t.weight[f].norm()) for _, t in (*tokens, *pairs, *whole) for f in range(len(t.weight))]
         )

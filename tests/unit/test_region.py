@@ -17,9 +17,11 @@ from saferegion import (
     Direction,
     Meta,
     Offset,
+    Readout,
     SafeRegion,
     SafeRegionError,
     Space,
+    Term,
     UnresolvedError,
 )
 from saferegion.core.errors import ConditioningError, EncoderMismatchError
@@ -153,6 +155,20 @@ def test_the_last_resort_is_the_benign_mean_of_the_tokens_that_hold_it() -> None
     assert not report.unresolved and float(report.after.far) <= 0
     assert torch.equal(after.tokens[0, 1], torch.zeros(12)), "the token that holds it"
     assert float(after.tokens[0, 2, 2]) == 5.0, "and no other"
+
+
+def test_the_last_resort_reaches_what_only_the_next_token_holds() -> None:
+    d = _stubborn(1.0)
+    weight = torch.zeros(1, 24)
+    weight[0, 0] = weight[0, 12] = 1.0  # a token's first channel, and that of the next
+    told = Detector((Term(Readout("tokens", "pair"), weight, torch.zeros(1, 1)),), torch.tensor([1.0]))
+    tokens = torch.zeros(1, 5, 12)
+    tokens[0, :, 0] = torch.tensor([-9.0, -4.0, 8.0, -9.0, -9.0])
+    region = SafeRegion([dataclasses.replace(d, detector=told)])
+    after, report = region.apply(Conditioning(tokens))
+    assert float(report.before.far) > 0 and not report.unresolved and float(report.after.far) <= 0
+    assert after.tokens[0, :, 0].tolist() == [-9.0, -4.0, 0.0, -9.0, -9.0]
+    assert torch.equal(region.project(tokens), after.tokens)
 
 
 def test_what_stays_open_is_unresolved_and_refused_by_name() -> None:
