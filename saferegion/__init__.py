@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .guard.files import load_directions as load_directions
     from .guard.library import Library as Library
     from .guard.library import load_concept as load_concept
+    from .guard.presets import PRESETS as PRESETS
     from .guard.selection import Choice as Choice
     from .guard.selection import Guard as Guard
     from .guard.selection import Selection as Selection
@@ -67,6 +68,7 @@ _HOME = {
     "load_directions": "guard.files",
     "Library": "guard.library",
     "load_concept": "guard.library",
+    "PRESETS": "guard.presets",
     "Choice": "guard.selection",
     "Guard": "guard.selection",
     "Selection": "guard.selection",

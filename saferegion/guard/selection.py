@@ -16,6 +16,7 @@ from ..learn.recipes import Concept
 from ..learn.settings import CompileSettings, Encode, Progress
 from .library import Library
 from .minors import BESIDE, NO_MINORS
+from .presets import NORMAL, at_preset, check_preset
 
 ORDER = ("steer", "erase", "project")
 """Modes in the order in which they act: project last, so that what comes out is inside."""
@@ -53,22 +54,30 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """All that is switched on. A concept chosen again in the same mode takes the later choice."""
+    """All that is switched on. A concept chosen again in the same mode takes the later choice.
+
+    Args:
+        choices: what is switched on.
+        preset: ``gentle``, ``normal`` or ``strict``: where every border lies; see :mod:`saferegion.guard.presets`.
+    """
 
     choices: tuple[Choice, ...] = ()
+    preset: str = NORMAL
 
     def __post_init__(self) -> None:
+        check_preset(self.preset)
         chosen = {(c.name, c.mode): c for c in self.choices}
         object.__setattr__(self, "choices", tuple(chosen.values()))
 
     def add(self, *choices: Choice) -> Selection:
-        return Selection((*self.choices, *choices))
+        return replace(self, choices=(*self.choices, *choices))
 
     def __str__(self) -> str:
         def text(c: Choice) -> str:
             return c.name + (f" x{c.strength:g}" if c.strength != 1 else "") + (f" ({c.mode})" * (c.mode != "project"))
 
-        return ", ".join(map(text, self.choices)) or "nothing"
+        named = ", ".join(map(text, self.choices)) or "nothing"
+        return named if self.preset == NORMAL else f"{named} [{self.preset}]"
 
     def guard(
         self,
@@ -117,7 +126,7 @@ class Guard:
                 raise SafeRegionError(f"Names that end in '{BESIDE}' are reserved; call '{choice.name}' otherwise.")
         regions = []
         for mode in ORDER:
-            named = [replace(d, concept=c.name) for d, c in both if c.mode == mode]
+            named = [at_preset(replace(d, concept=c.name), selection.preset) for d, c in both if c.mode == mode]
             strength = {c.name: c.strength for _, c in both if c.mode == mode}
             if mode == "project":
                 named += minors

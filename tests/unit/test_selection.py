@@ -9,6 +9,7 @@ import torch
 from fakes import FakeEncoder, benign_prompts, fire, frost, imported, made, same_bits
 
 from saferegion import (
+    PRESETS,
     Choice,
     Concept,
     Conditioning,
@@ -233,3 +234,26 @@ def test_a_concept_from_words_finds_what_it_is_about(library: Library) -> None:
 def test_words_that_describe_no_concept_are_refused(arguments: tuple, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         Concept.from_words(*arguments)
+
+
+def test_a_preset_moves_every_border_and_normal_none(library: Library, guard: Guard) -> None:
+    encode = FakeEncoder()
+    chosen = Selection().add(Choice(fire()), Choice(frost()))
+    far = {}
+    for preset in PRESETS:
+        of = replace(chosen, preset=preset).guard(encode, library)
+        _, report = of.apply(encode([BURNING]))
+        far[preset] = float(report.reports[0].before.far[0, 0])
+        assert report.moved and not report.unresolved
+    assert far["gentle"] < far["normal"] < far["strict"]
+    assert far["normal"] == float(guard.apply(encode([BURNING]))[1].reports[0].before.far[0, 0])
+    assert str(replace(chosen, preset="strict")) == f"{chosen} [strict]"
+
+
+def test_a_preset_outlives_a_choice_that_is_added(library: Library) -> None:
+    assert replace(Selection(), preset="strict").add(Choice(fire())).preset == "strict"
+
+
+def test_an_unknown_preset_is_refused_by_name() -> None:
+    with pytest.raises(SafeRegionError, match=r"must be one of gentle, normal, strict; got 'harsh'"):
+        Selection(preset="harsh")
