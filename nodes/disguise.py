@@ -1,16 +1,19 @@
 """What a guarded CLIP remembers of the texts that it turned into tokens: those in disguise, with the tokens of their
-plain text. Encoders see tokens alone, and nodes put tokens of several texts together, so texts are found by their rows.
+plain text, and those that name a concept. Encoders see tokens alone, and nodes put tokens of several texts together, so
+texts are found by their rows.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
+from ..saferegion.guard.library import Library
+from ..saferegion.guard.naming import NOTHING, Names, names_in
 from ..saferegion.guard.normalise import Normaliser
 from ..saferegion.guard.second_look import normaliser, undisguised
 from ..saferegion.guard.selection import Selection
@@ -18,9 +21,12 @@ from ..saferegion.guard.words import words_of
 from ..saferegion.learn.recipes import Concept
 
 KEPT = 4096
-"""Last texts in disguise that are remembered."""
+"""Last texts in disguise, and last texts that name a concept, that are remembered."""
 
 Row = tuple[int | None, ...]
+T = TypeVar("T")
+Kept = OrderedDict[tuple[str, tuple[Row, ...]], T]
+"""By encoder and rows of a text."""
 _vocabularies: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
 
 
@@ -40,31 +46,48 @@ class _Kept(NamedTuple):
 class Texts:
     """Texts in disguise that went through one CLIP object and its clones."""
 
-    def __init__(self, tokenizer: Any, selection: Selection) -> None:
-        self._tokenizer, self._selection = tokenizer, selection
-        self._kept: OrderedDict[tuple[str, tuple[Row, ...]], _Kept] = OrderedDict()
+    def __init__(self, tokenizer: Any, selection: Selection, library: Library | None = None) -> None:
+        self._tokenizer, self._selection, self._library = tokenizer, selection, library
+        self._kept: Kept[_Kept] = OrderedDict()
+        self._named: Kept[frozenset[str]] = OrderedDict()
 
     @cached_property
     def normalise(self) -> Normaliser:
         """Made when the first text comes."""
         return normaliser_of(self._tokenizer, self._selection)
 
+    @cached_property
+    def names(self) -> Names:
+        """What a text names, of all that is switched on."""
+        return names_in(self._selection, self._library)
+
     def learn(self, text: Any, tokens: Any, tokenize: Callable[[str], Any]) -> None:
-        """Remember a text's tokens where it is in disguise.
+        """Remember a text's tokens where it is in disguise, or names a concept.
 
         Raises:
             SafeRegionError: it cannot be read.
         """
-        found = undisguised(self.normalise, text) if isinstance(text, str) else None
-        if found is None or not isinstance(tokens, Mapping):
+        if not isinstance(text, str) or not isinstance(tokens, Mapping):
+            return
+        self._name(tokens, self.names(text))
+        found = undisguised(self.normalise, text)
+        if found is None:
             return
         plain, blank = tokenize(found.text), tokenize("")
+        self._name(plain, self.names(found.text))
         for key, rows in tokens.items():
             if isinstance(rows, list) and rows and key in plain and _key(rows) != _key(plain[key]):
-                self._kept.pop((key, _key(rows)), None)  # what comes again is the last again
-                self._kept[key, _key(rows)] = _Kept(plain[key], blank.get(key, [])[:1], found.undone)
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+                _remember(self._kept, key, rows, _Kept(plain[key], blank.get(key, [])[:1], found.undone))
+
+    def _name(self, tokens: Mapping[str, Any], names: frozenset[str]) -> None:
+        for key, rows in tokens.items() if names else ():
+            if isinstance(rows, list) and rows:
+                _remember(self._named, key, rows, names)
+
+    def named(self, tokens: Mapping[str, Any]) -> frozenset[str]:
+        """Concepts that the texts name whose tokens these are, or are among these."""
+        lists = [(key, rows) for key, rows in tokens.items() if isinstance(rows, list)]
+        return NOTHING.union(*(names for key, rows in lists for _, names in _runs(self._named, key, rows) if names))
 
     def plain(self, tokens: Mapping[str, Any]) -> Plain | None:
         """Tokens with the plain text's in place of those of texts in disguise; None where there are none.
@@ -91,20 +114,33 @@ class Texts:
         return Plain(found, tuple(undone))
 
     def _replaced(self, key: str, rows: list[Any]) -> tuple[list[Any], list[_Kept]]:
-        ids = _key(rows)
-        lengths = sorted({len(of) for k, of in self._kept if k == key}, reverse=True)
-        found, used, at = [], [], 0
-        while at < len(rows):
-            for length in lengths:
-                if (kept := self._kept.get((key, ids[at : at + length]))) is not None:
-                    found += kept.rows
-                    used.append(kept)
-                    at += length
-                    break
-            else:
-                found.append(rows[at])
-                at += 1
+        found, used = [], []
+        for own, kept in _runs(self._kept, key, rows):
+            found += own if kept is None else kept.rows
+            used += [] if kept is None else [kept]
         return found, used
+
+
+def _remember(kept: Kept[T], key: str, rows: list[Any], value: T) -> None:
+    kept.pop((key, _key(rows)), None)  # what comes again is the last again
+    kept[key, _key(rows)] = value
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
+
+
+def _runs(kept: Kept[T], key: str, rows: list[Any]) -> Iterator[tuple[list[Any], T | None]]:
+    """``rows`` cut into what is remembered, the longest first, each with it, and single rows with nothing."""
+    ids, at = _key(rows), 0
+    lengths = sorted({len(of) for k, of in kept if k == key}, reverse=True)
+    while at < len(rows):
+        for length in lengths:
+            if (value := kept.get((key, ids[at : at + length]))) is not None:
+                yield rows[at : at + length], value
+                at += length
+                break
+        else:
+            yield rows[at : at + 1], None
+            at += 1
 
 
 def listening(tokenizer: Any, texts: Texts) -> Any:

@@ -15,6 +15,7 @@ from ..saferegion.core.conditioning import Conditioning
 from ..saferegion.core.errors import ConditioningError, SafeRegionError, UnresolvedError
 from ..saferegion.core.fingerprint import Fingerprint
 from ..saferegion.guard import second_look
+from ..saferegion.guard.naming import names_in
 from ..saferegion.guard.selection import NO_MINORS, Guard, GuardReport, Selection
 from .disguise import Plain, Texts, listening, normaliser_of
 from .encoder import STATES, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
@@ -165,7 +166,8 @@ class ClipGuard:
     """
 
     def __init__(self, selection: Selection, clip: Any, tell: Tell) -> None:
-        self.selection, self.tell, self.texts = selection, tell, Texts(clip.tokenizer, selection)
+        self.selection, self.tell = selection, tell
+        self.texts = Texts(clip.tokenizer, selection, library())
         self.safe_region_unguarded: Encode = unguarded(clip.cond_stage_model.encode_token_weights)
         self._inner: Encode = clip.patcher.get_model_object("encode_token_weights")
         self._stage, self._tokenize = clip.cond_stage_model, tokenizing(clip)
@@ -199,7 +201,10 @@ class ClipGuard:
                 "Guard Conditioning or Guard Model behind it instead of Guard CLIP."
             )
         plain = self.texts.plain(tokens)
-        found, report = self._guarded(result) if plain is None else self._twice(result, plain, *args, **kwargs)
+        names = self.texts.named(tokens)
+        found, report = (
+            self._guarded(result, names) if plain is None else self._twice(result, names, plain, *args, **kwargs)
+        )
         if (run := this_run()) != self._run:
             self._said.clear()
             self._run = run
@@ -208,27 +213,29 @@ class ClipGuard:
         return found
 
     def _twice(
-        self, result: Any, plain: Plain, *args: Any, **kwargs: Any
+        self, result: Any, names: frozenset[str], plain: Plain, *args: Any, **kwargs: Any
     ) -> tuple[tuple[Any, ...], GuardReport | None]:
         """As :meth:`_guarded`, of a prompt in disguise and of its plain text: what is painted must be inside."""
         refused: UnresolvedError | None = None
         first: tuple[tuple[Any, ...], GuardReport | None] = (), None
         try:
-            first = self._guarded(result)
+            first = self._guarded(result, names)
         except UnresolvedError as error:
             refused = error
-        second, report = self._guarded(self._inner(plain.tokens, *args, **kwargs))
+        names = self.texts.named(plain.tokens)
+        second, report = self._guarded(self._inner(plain.tokens, *args, **kwargs), names)
         if report is not None and second_look.finds_more(first[1] or GuardReport(()), report):
             return second, second_look.without_disguise(report, plain.undone)
         if refused is not None:
             raise refused
         return first
 
-    def _guarded(self, result: Any) -> tuple[tuple[Any, ...], GuardReport | None]:
-        """What the encoder gave, guarded, and the report of it."""
+    def _guarded(self, result: Any, names: frozenset[str]) -> tuple[tuple[Any, ...], GuardReport | None]:
+        """What the encoder gave, guarded, and the report of it. ``names``: concepts that its texts name."""
         embedded, pooled, extras = output(result)
         fitted = self.fitted()
-        embedded, pooled, changed, report = fitted.family.guard(fitted.guard, embedded, pooled, extras)
+        guard = fitted.guard.naming(names)
+        embedded, pooled, changed, report = fitted.family.guard(guard, embedded, pooled, extras)
         return (embedded, pooled, *([{**extras, **changed}, *result[3:]] if len(result) > 2 else [])), report
 
 
@@ -254,15 +261,16 @@ def guard_clip(clip: Any, selection: Selection, tell: Tell) -> Any:
 
 def look(fitted: Fitted, selection: Selection, encoder: TextEncoder, clip: Any, text: str) -> Look:
     """What Guard CLIP would do with a text, as :class:`Look`; unresolved texts are no error here."""
+    names = names_in(selection, library())
     tokens = clip.tokenize(text)
     c = fitted.family.conditioning(*encoder.encode(tokens))
-    first = Look(fitted.guard.apply(c)[1], tokens, c)
+    first = Look(fitted.guard.naming(names(text)).apply(c)[1], tokens, c)
     found = second_look.undisguised(normaliser_of(clip.tokenizer, selection), text)
     if found is None:
         return first
     tokens = clip.tokenize(found.text)
     c = fitted.family.conditioning(*encoder.encode(tokens))
-    report = fitted.guard.apply(c)[1]
+    report = fitted.guard.naming(names(found.text)).apply(c)[1]
     if not second_look.finds_more(first.report, report):
         return first
     return Look(second_look.without_disguise(report, found.undone), tokens, c)

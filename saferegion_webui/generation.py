@@ -8,6 +8,7 @@ from typing import Any
 
 from saferegion.core.report import Finding, Report, describe
 from saferegion.guard.minors import BESIDE, NO_MINORS
+from saferegion.guard.naming import Names
 from saferegion.guard.normalise import Normaliser
 from saferegion.guard.second_look import undisguised
 from saferegion.guard.selection import GuardReport
@@ -123,7 +124,8 @@ def _guarded(
     texts = _texts(prompts, steps, hires_steps, negative)
     plain = _undisguised(encoder, guards.normaliser(encoder, arguments), listed, texts, prompts)
     every = [*(entry.cond for s in wanted.values() for entry in s), *(other.cond for other in plain.values())]
-    looks = schedules.second(schedules.apply(guard, encoder.layout, every), plain)
+    names = _named(guards.names(arguments), listed, texts, plain)
+    looks = schedules.second(schedules.apply(guard, encoder.layout, every, names), plain)
     end = hires_steps if hires_steps is not None else steps
     made = {key: schedules.guarded(s, end, guard.windows(), looks) for key, s in wanted.items()}
     if any(look.moved for each in looks.values() for look in each) or arguments.heat_map:
@@ -183,6 +185,21 @@ def _undisguised(
     return found
 
 
+def _named(
+    names: Names,
+    listed: Sequence[tuple[Any, bool]],
+    texts: Sequence[Sequence[str]],
+    plain: Mapping[int, schedules.Plain],
+) -> dict[int, frozenset[str]]:
+    """By ``id`` of a conditioning, the concepts that its text names."""
+    found = {id(other.cond): names(other.text) for other in plain.values()}
+    for (schedule, guarded), parts in zip(listed, texts, strict=True):
+        for entry, text in zip(schedule, parts, strict=True) if guarded else ():
+            if id(entry.cond) not in found:
+                found[id(entry.cond)] = names(text)
+    return found
+
+
 def _looked_at(
     listed: Sequence[tuple[Any, bool]], texts: Sequence[Sequence[str]], looks: schedules.Looks
 ) -> Iterator[tuple[str, schedules.Moved]]:
@@ -225,6 +242,7 @@ def told(report: GuardReport, row: int, words: Mapping[str, Sequence[str]]) -> s
             if f.open or region.mode != "project":
                 lines.append(("" if region.mode == "project" else f"{region.mode}, ") + describe(f, words))
     lines += [report.found_after] if report.undone else []
+    lines += [report.names] if report.named and lines else []
     return "; ".join(lines) or "inside the safe region, nothing was changed"
 
 

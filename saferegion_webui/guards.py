@@ -12,6 +12,7 @@ from typing import Any
 
 from saferegion.core.direction import Direction
 from saferegion.guard.library import Library
+from saferegion.guard.naming import Names, names_in
 from saferegion.guard.normalise import Normaliser
 from saferegion.guard.selection import Choice, Guard, Selection
 from saferegion.learn.recipes import Concept
@@ -100,6 +101,13 @@ class Guards:
         own = [c for c in found if isinstance(c, Concept)]
         words = own_words(arguments)
         return encoder.normaliser((*own, *(() if words is None else (words,))))
+
+    def names(self, arguments: Arguments) -> Names:
+        """What a text names, of all that is switched on."""
+        words = own_words(arguments)
+        stamps = [_stamp(name) for name in arguments.concepts]
+        wanted = [_own(*s) if s[1].parent == user_folder() else s[0] for s in stamps]
+        return names_in(Selection(tuple(Choice(c) for c in (*wanted, *(() if words is None else (words,))))), library())
 
     def directions(self, checkpoint: Any, names: Sequence[str]) -> list[Direction]:
         """Of concepts by name, for the encoder of ``checkpoint`` without extra networks. Raises as :meth:`get`."""

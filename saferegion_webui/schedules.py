@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from saferegion.guard import second_look
+from saferegion.guard.naming import NOTHING as NO_NAMES
 from saferegion.guard.selection import Guard, GuardReport
 
 from .layout import Layout, tokens_of, vector_of
@@ -121,10 +122,11 @@ def _like(entry: Any, end_at_step: int, cond: Any) -> Any:
 
 
 @torch.no_grad()
-def apply(guard: Guard, layout: Layout, conds: Sequence[Any]) -> Looks:
-    """Guard conditionings, those of one shape at once.
+def apply(guard: Guard, layout: Layout, conds: Sequence[Any], names: Mapping[int, frozenset[str]]) -> Looks:
+    """Guard conditionings, those of one shape that name the same concepts at once.
 
-    A conditioning inside the region stays itself; one of zeros (SDXL's empty negative prompt) is not looked at.
+    ``names``: by ``id`` of a conditioning, concepts that its text names. A conditioning inside the region stays itself;
+    one of zeros (SDXL's empty negative prompt) is not looked at.
 
     Raises:
         UnresolvedError: a prompt that could not be brought inside.
@@ -137,14 +139,20 @@ def apply(guard: Guard, layout: Layout, conds: Sequence[Any]) -> Looks:
         if vector is not None and not tokens.any():
             looks[id(cond)] = [Moved(cond, NOTHING, 0, False)] * len(parts)
             continue
-        key = (tokens.shape, tokens.dtype, tokens.device, None if vector is None else vector.shape)
+        key = (
+            names.get(id(cond), NO_NAMES),
+            tokens.shape,
+            tokens.dtype,
+            tokens.device,
+            None if vector is None else vector.shape,
+        )
         groups.setdefault(key, []).append(cond)
-    for group in groups.values():
+    for (named, *_), group in groups.items():
         tokens = torch.stack([tokens_of(c) for c in group])
         vectors = None if vector_of(group[0]) is None else torch.stack([c["vector"] for c in group])
         c = layout.conditioning(tokens, vectors)
         for part in parts:
-            new, report = part.apply(c)
+            new, report = part.naming(named).apply(c)
             report.require_resolved()
             touched = [r.moved_prompts() for r in report.reports]
             for i, cond in enumerate(group):

@@ -37,10 +37,11 @@ def inspect(prompt: str, concepts: list[str], strength: float, mode: str) -> tup
     )
     guard, encoder = guards.get(shared.sd_model, arguments, None)
     plain = undisguised(guards.normaliser(encoder, arguments), prompt)
+    names = guards.names(arguments)
     with torch.no_grad(), without_extra_networks(None):
-        _, report = guard.apply(encoder.encode_as_typed(prompt))
+        _, report = guard.naming(names(prompt)).apply(encoder.encode_as_typed(prompt))
         if plain is not None:
-            _, again = guard.apply(encoder.encode_as_typed(plain.text))
+            _, again = guard.naming(names(plain.text)).apply(encoder.encode_as_typed(plain.text))
             if finds_more(report, again):
                 report, prompt = without_disguise(again, plain.undone), plain.text
     words = encoder.words(prompt)

@@ -11,6 +11,8 @@ NORMAL = "normal"
 PRESETS = {"gentle": 1.25, NORMAL: 1.0, "strict": 0.8}
 """Part of its way from the benign mean at which each border lies; ``strict`` finds more and moves more that is
 harmless. ``saferegion bench language`` measures both for each."""
+NAMED = 0.4
+"""Part of its way at which a border lies for a prompt whose text names the concept."""
 
 
 def check_preset(preset: str) -> str:
@@ -25,7 +27,15 @@ def at_preset(direction: Direction, preset: str) -> Direction:
 
     Directions without a detector, and those of ``normal``, come back as they are.
     """
-    part = PRESETS[check_preset(preset)]
+    return _tightened(direction, PRESETS[check_preset(preset)])
+
+
+def nearer(direction: Direction) -> Direction:
+    """The same direction with borders for texts that name its concept."""
+    return _tightened(direction, NAMED)
+
+
+def _tightened(direction: Direction, part: float) -> Direction:
     if direction.detector is None or part == 1:
         return direction
     witness = direction.witness
@@ -36,4 +46,4 @@ def at_preset(direction: Direction, preset: str) -> Direction:
     )
 
 
-__all__ = ["NORMAL", "PRESETS", "at_preset", "check_preset"]
+__all__ = ["NAMED", "NORMAL", "PRESETS", "at_preset", "check_preset", "nearer"]

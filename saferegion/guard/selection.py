@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,10 +16,12 @@ from ..learn.recipes import Concept
 from ..learn.settings import CompileSettings, Encode, Progress
 from .library import Library
 from .minors import BESIDE, NO_MINORS
-from .presets import NORMAL, at_preset, check_preset
+from .presets import NORMAL, at_preset, check_preset, nearer
 
 ORDER = ("steer", "erase", "project")
 """Modes in the order in which they act: project last, so that what comes out is inside."""
+MOST_NAMED = 64
+"""Sets of named concepts for which a guard keeps its regions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +109,14 @@ class Guard:
         regions: one a mode, in the order in which they act. minors: the baseline, which is part of the last of them.
         entry: the baseline alone, which acts first where regions of other modes come before the last: it judges
             prompts as they came in.
+        named: concepts that the text names; their borders lie nearer (see :mod:`saferegion.guard.naming`).
     """
 
     regions: tuple[SafeRegion, ...]
     minors: tuple[Direction, ...] = ()
     entry: SafeRegion | None = None
+    named: frozenset[str] = frozenset()
+    _naming: dict[frozenset[str], Guard] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, selection: Selection, directions: Sequence[Direction], minors: Sequence[Direction] = ()) -> Guard:
@@ -144,14 +149,27 @@ class Guard:
         for region in self.regions:
             c, report = region.apply(c)
             reports.append(report)
-        return c, GuardReport(tuple(reports), bool(self.minors))
+        return c, GuardReport(tuple(reports), bool(self.minors), named=self.named)
+
+    def naming(self, names: frozenset[str]) -> Guard:
+        """The guard for texts that name these concepts; this one where none of them is switched on."""
+        known = {d.concept for r in self.regions for d in r.directions}
+        names = names & known
+        if names == self.named:
+            return self
+        if names not in self._naming:
+            if len(self._naming) >= MOST_NAMED:
+                self._naming.clear()
+            regions = tuple(_nearer(r, names - self.named) for r in self.regions)
+            self._naming[names] = replace(self, regions=regions, named=names, _naming={})
+        return self._naming[names]
 
     def at(self, fraction: float) -> Guard:
         """The part whose step windows hold ``fraction`` of the sampling; it may hold no region. The minors baseline
         acts in all of it.
         """
         inside = tuple(r for region in self.regions if (r := region.at(fraction)) is not None)
-        return self if inside == self.regions else Guard(inside, self.minors, self.entry)
+        return self if inside == self.regions else replace(self, regions=inside, _naming={})
 
     def windows(self) -> list[tuple[float, float]]:
         """The parts of the sampling in which always the same concepts act, from 0 to 1."""
@@ -170,11 +188,13 @@ class GuardReport:
     """What each region of a guard did, in the order in which they acted; whether there was a minors baseline.
 
     ``undone``: of a prompt in disguise that was guarded and painted without it, what was undone, in plain words.
+    ``named``: concepts that the text names.
     """
 
     reports: tuple[Report, ...]
     minors: bool = True
     undone: tuple[str, ...] = ()
+    named: frozenset[str] = frozenset()
 
     @property
     def moved(self) -> bool:
@@ -206,6 +226,11 @@ class GuardReport:
         return f"found after undoing: {', '.join(self.undone)}" if self.undone else ""
 
     @property
+    def names(self) -> str:
+        """What people are told of words that the text says; nothing where it names no concept."""
+        return f"the text names {', '.join(sorted(self.named))}" if self.named else ""
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """Those of every region."""
         return tuple(f for r in self.reports for f in r.findings)
@@ -216,6 +241,7 @@ class GuardReport:
         if len(lines) > 1:
             lines = [f"[{r.mode}]\n{text}" for r, text in zip(self.reports, lines, strict=True)]
         lines += [self.found_after] if self.undone else []
+        lines += [self.names] if self.named and self.moved else []
         return "\n".join(lines if self.minors else [*lines, NO_MINORS])
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,9 +250,17 @@ class GuardReport:
             "moved": self.moved,
             "minors": self.minors,
             **({"undone": list(self.undone)} if self.undone else {}),
+            **({"named": sorted(self.named)} if self.named else {}),
             "unresolved": [{"prompt": b, "concept": k} for b, k in self.unresolved],
             "regions": [r.to_dict() for r in self.reports],
         }
+
+
+def _nearer(region: SafeRegion, names: frozenset[str]) -> SafeRegion:
+    if not names & set(region.names):
+        return region
+    directions = [nearer(d) if d.concept in names else d for d in region.directions]
+    return SafeRegion(directions, dict(zip(region.names, region.strengths, strict=True)), region.mode)
 
 
 __all__ = ["NO_MINORS", "ORDER", "Choice", "Guard", "GuardReport", "Selection"]

@@ -14,9 +14,11 @@ TAIL = 0.1
 CERTAIN = 0.9
 """Standard error that a border told by the tail may have, in the tail's own scale: the fewer prompts the tail is fitted
 on, the less far out it is trusted."""
+BEYOND = 1.1
+"""How much further out than the tail says a border lies: people's captions reach further than neutral prompts."""
 CLEAR = 0.25
 """How far inside the border the empty prompt lies at least, in benign deviations."""
-NEAR = 0.97
+NEAR = 0.9
 """Share of a concept's own near neighbours that must stay inside each border."""
 
 
@@ -32,7 +34,7 @@ def border(scores: Tensor, outside: float) -> float:
     over = m[m > base]
     scale = float((over - base).mean()) if len(over) else 0.0
     outside = max(outside, TAIL * math.exp(-CERTAIN * math.sqrt(len(over))))
-    return max(base + scale * math.log(TAIL / outside), float(torch.quantile(m, 1 - outside)))
+    return max(BEYOND * (base + scale * math.log(TAIL / outside)), float(torch.quantile(m, 1 - outside)))
 
 
 def thresholds(benign: Tensor, near: Tensor, empty: Tensor, shares: Sequence[float], outside: float) -> Tensor:

@@ -36,7 +36,7 @@ SEPARATES = 0.75
 """Least area under the ROC curve of a recipe's own pairs."""
 EMPTY = 50
 """One in so many neutral vectors of the logistic regression is the empty prompt's, which says nothing unsafe."""
-WORDS, WHOLE, BOTH = 0.3, 0.2, 0.5
+WORDS, WHOLE, BOTH = 0.1, 0.1, 0.8
 """What of the budget falls to words, to the prompt as a whole, and to the sum of both."""
 RAISE = 0.1
 """Part of the way to the weakest held-out unsafe prompts by which a border of words is raised where that is further

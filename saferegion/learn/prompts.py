@@ -45,7 +45,8 @@ class Plan:
     @classmethod
     def of(cls, concept: Concept, settings: CompileSettings) -> Plan:
         """Draw the plan of a recipe."""
-        pairs, own = spread(concept.pairs, settings.pairs), spread(concept.neutral, settings.own)
+        most = settings.pairs if concept.kind == "exclude" else settings.axis
+        pairs, own = spread(concept.pairs, most), spread(concept.neutral, settings.own)
         if len(pairs) < _ENOUGH_PAIRS:
             return cls(concept, tuple(pairs), tuple(pairs), tuple(pairs), tuple(own[0::2]), tuple(own[1::2]))
         check = pairs[_HELD_OUT - 1 :: _HELD_OUT]

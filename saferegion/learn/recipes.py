@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Concept:
         neutral: benign prompts of the concept's own, near neighbours; they calibrate the border.
         kind: ``exclude`` or ``balance``.
         words: what says the concept by name; a shared neutral prompt that holds one is none for this concept.
+        senses: phrases with such a word that stay.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Concept:
     description: str = ""
     licence: str = ""
     words: tuple[str, ...] = ()
+    senses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -152,7 +154,7 @@ class Concept:
                 safe = " ".join(frame.replace("{}", other).split())
                 safe = re.sub(r"\s*([,;:])(?:\s*[,;:])+", r"\1", safe).strip(" ,;:")
                 pairs.append((frame.replace("{}", word), safe or "a picture"))
-        return cls.from_pairs(name, pairs, title=str(name))
+        return replace(cls.from_pairs(name, pairs, title=str(name)), words=tuple(words))
 
     def named(self, texts: Iterable[str]) -> list[bool]:
         """Which texts hold one of the words."""
@@ -204,10 +206,11 @@ def read_recipe(path: str | Path) -> Concept:
     neutral = _strings(data["neutral"], where, "neutral") if "neutral" in data else []
     words: list[tuple[str, str]] = []
     names: tuple[str, ...] = ()
+    senses: tuple[str, ...] = ()
     if of_words:
         listed, frames = vocabulary.read_words(data, where), vocabulary.bundled_frames()
         words, neutral = listed.pairs(frames), [*listed.spared(frames), *neutral]
-        names = tuple(listed.every())
+        names, senses = tuple(listed.every()), listed.senses
     try:
         return Concept(
             name=str(name),
@@ -219,6 +222,7 @@ def read_recipe(path: str | Path) -> Concept:
             pairs=(*words, *((t.replace("{}", a), t.replace("{}", b)) for t in templates for a, b in pairs)),
             neutral=tuple(neutral),
             words=names,
+            senses=senses,
         )
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None

@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
 BATCH = 32
-METHOD = 11
+METHOD = 12
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 
 
@@ -24,7 +24,8 @@ class CompileSettings:
     Attributes:
         batch_size: prompts a batch; halved where the device runs out of memory.
         family: encoder family, for people.
-        pairs: most pairs of a recipe that are encoded, spread over it .
+        pairs: most pairs of a recipe that are encoded, spread over it. axis: the same of an axis of people's looks,
+            which two sides that are told apart easily make.
         neutral: most shared neutral prompts. own: most neutral prompts of a concept's own.
         outside: share of benign prompts that one concept may open, all its terms together.
         keep: bytes of tokens that are kept for the fit, beside the encoder; longer prompts keep those that tell.
@@ -33,7 +34,8 @@ class CompileSettings:
 
     batch_size: int = BATCH
     family: str = ""
-    pairs: int = 90
+    pairs: int = 150
+    axis: int = 40
     neutral: int = 820
     own: int = 20
     outside: float = 2e-3

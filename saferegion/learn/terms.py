@@ -18,7 +18,7 @@ STEPS = 25
 """Steps a round (L-BFGS, Liu and Nocedal 1989)."""
 SHARP = 4.0
 """Sharpness of the soft maximum over positions."""
-FADE = 0.03
+FADE = 0.01
 """Penalty on the squares of the weights, channels standardised."""
 PENALTY = 0.3
 """The same of the regression on one vector a prompt."""

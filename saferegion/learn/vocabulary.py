@@ -1,8 +1,9 @@
 """A concept as words people use, in the frames they write: alone, captions, tag lists.
 
 A recipe of format 2 lists *words* by kind (what is kept out, the most used first) and *senses* (what sounds like it and
-stays). Every word is set in a few of its kind's frames, each pair with a harmless word in the same frame, so that tags
-and captions as such tell nothing; the harmless rows are the same for all concepts, so they are encoded once.
+stays). The first words of each kind are set in some of its frames, each pair with a harmless word in the same frame, so
+that tags and captions as such tell nothing; the harmless rows are the same for all concepts, so they are encoded once.
+All words are known by name (see :mod:`saferegion.guard.naming`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ FRAMES_FORMAT = "saferegion-frames/1"
 FRAMES = "frames"
 KINDS = ("things", "stuff", "people", "acts", "looks", "scenes")
 """A gun, blood, a sniper, stabbing someone, naked, a battlefield."""
-PER_WORD = 2
-"""Frames of each word: alone, and some of the others in turn."""
+PER_WORD = 3
+"""Frames of each word that is set in frames: alone, among tags, in a caption."""
+SET = 36
+"""Words of a recipe that are set in frames, the first of each kind in proportion; others are known by name alone."""
 LONGEST_WORD = 80
 MOST_WORDS = 400
 
@@ -70,10 +73,23 @@ class Vocabulary:
         """All words, in order."""
         return [word for listed in self.words.values() for word in listed]
 
-    def pairs(self, frames: Mapping[str, Kind], per_word: int = PER_WORD, block: int = 5) -> list[tuple[str, str]]:
-        """Every word in ``per_word`` frames beside a harmless one. Words come in blocks, all frames of a block before
-        the next, so that every ``block``-th pair holds the same words: what measures was never fitted on."""
-        listed = [(kind, i, word) for kind in self.words for i, word in enumerate(self.words[kind])]
+    def first(self, most: int) -> dict[str, tuple[str, ...]]:
+        """The first words of each kind, ``most`` in all, in proportion and at least one of each."""
+        total = sum(map(len, self.words.values()))
+        if total <= most:
+            return dict(self.words)
+        share = {k: len(v) * most / total for k, v in self.words.items()}
+        counts = {k: max(1, int(s)) for k, s in share.items()}
+        for kind in sorted(share, key=lambda k: int(share[k]) - share[k])[: max(0, most - sum(counts.values()))]:
+            counts[kind] += 1
+        return {k: v[: counts[k]] for k, v in self.words.items()}
+
+    def pairs(
+        self, frames: Mapping[str, Kind], per_word: int = PER_WORD, block: int = 5, most: int = SET
+    ) -> list[tuple[str, str]]:
+        """The first words in ``per_word`` frames beside a harmless one. Words come in blocks, all frames of a block
+        before the next, so that every ``block``-th pair holds the same words: what measures was never fitted on."""
+        listed = [(kind, i, word) for kind, words in self.first(most).items() for i, word in enumerate(words)]
         found = []
         for start in range(0, len(listed), block):
             for turn in range(per_word):

@@ -124,3 +124,17 @@ def test_what_cannot_be_read_stops_the_encoding(
     monkeypatch.setattr(pack("saferegion.guard.normalise").Normaliser, "__call__", broken)
     with pytest.raises(pack("saferegion.core.errors").SafeRegionError, match="could not be read for disguises"):
         tokenizer.tokenize_with_weights("a house")
+
+
+def test_texts_that_name_a_concept_are_found_among_others(pack: Callable[[str], ModuleType]) -> None:
+    selection, recipes = pack("saferegion.guard.selection"), pack("saferegion.learn.recipes")
+    clowns = recipes.Concept.from_words("clowns", ["clown"])
+    inner = Tokenizer()
+    texts = pack("nodes.disguise").Texts(inner, selection.Selection().add(selection.Choice(clowns)))
+    tokenizer = pack("nodes.disguise").listening(inner, texts)
+    plain, named = tokenizer.tokenize_with_weights("a blue house"), tokenizer.tokenize_with_weights("two clowns")
+    assert texts.named(plain) == frozenset() and texts.named(named) == {"clowns"}
+    lighter = [[(t, 0.5) for t, _ in row] for row in named["l"]]
+    assert texts.named({"l": [*plain["l"], *lighter], "g": plain["g"]}) == {"clowns"}
+    disguised = tokenizer.tokenize_with_weights("a c l o w n in a house")
+    assert texts.named(disguised) == frozenset() and texts.named(texts.plain(disguised).tokens) == {"clowns"}

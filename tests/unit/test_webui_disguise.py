@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 import webui_fakes as webui
+from fakes import NOUNS, PLACES
 from webui_fakes import BENIGN, ON, UNSAFE, conds, equal
 
+from saferegion.guard import presets
 from saferegion.guard.normalise import Normaliser
 from saferegion_webui import generation, layout
 from saferegion_webui.arguments import Arguments
@@ -127,3 +129,16 @@ def test_a_prompt_that_cannot_be_read_is_refused(hosts: Any, monkeypatch: pytest
     monkeypatch.setattr(Normaliser, "__call__", broken)
     with pytest.raises(SafeRegionRefused, match="could not be read for disguises"):
         run(BENIGN)
+
+
+def test_a_text_that_names_a_concept_is_held_to_a_nearer_border(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "NAMED", 0.0)
+    run = hosts()
+    on = [{"enabled": True, "concepts": [webui.FIRE], "avoid": "burning"}]
+    named = [f"burnings in a {place} {noun}" for place in PLACES for noun in NOUNS]  # no word that the encoder knows
+    moved = [text for text in named if run(text, on).comments]
+    assert moved
+    assert not any(run(text.replace("burnings", "burnnings"), on).comments for text in moved)
+    p = run([BENIGN, moved[0]], on)
+    assert conds(p)[0] is conds(run([BENIGN, moved[0]], [False]))[0]
+    assert any("the text names own-words" in text for text in p.comments)
