@@ -11,7 +11,7 @@ NORMAL = "normal"
 PRESETS = {"gentle": 1.25, NORMAL: 1.0, "strict": 0.8}
 """Part of its way from the benign mean at which each border lies; ``strict`` finds more and moves more that is
 harmless. ``saferegion bench language`` measures both for each."""
-NAMED = 0.4
+NAMED = 0.1
 """Part of its way at which a border lies for a prompt whose text names the concept."""
 
 

@@ -32,10 +32,13 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from saferegion.core.conditioning import Conditioning
 from saferegion.core.direction import Direction
 from saferegion.core.errors import SafeRegionError
 from saferegion.core.region import SafeRegion
 from saferegion.guard.library import Library
+from saferegion.guard.naming import names_of
+from saferegion.guard.presets import PRESETS
 from saferegion.learn.calibrate import area
 from saferegion.learn.places import vectors_folder
 from saferegion.learn.recipes import Concept, read_neutral
@@ -45,6 +48,7 @@ from ..check import terms_of
 from . import machine, wilson
 from .children import CHILDREN
 from .disguises import DISGUISES, hits, price, reader
+from .scores import BATCH, Scores
 
 THEMES = {
     "sexual": ("nudity", "sexual-acts", "suggestive"),
@@ -69,7 +73,6 @@ HARD = "hard-neutral"
 KEPT = 500
 """COCO captions of which the cosine to the guarded embedding is taken."""
 
-BATCH = 64
 Progress = Callable[[int, int], None]
 
 
@@ -127,28 +130,6 @@ def encoder() -> encoders.Encoder:
     return encoders.load(get_model_path())
 
 
-class _Scores:
-    """Distances outside the border, ``[prompts, concepts]``, of every prompt that is asked for, computed once; with
-    its mean token left in ``means``."""
-
-    def __init__(
-        self, region: SafeRegion, encode: encoders.Encoder, progress: Callable[[int], None], means: _Means
-    ) -> None:
-        self.region, self.encode, self.progress, self.means = region, encode, progress, means
-        self.known: dict[str, np.ndarray] = {}
-
-    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        missing = sorted({p for p in prompts if p not in self.known}, key=len)
-        for start in range(0, len(missing), BATCH):
-            part = missing[start : start + BATCH]
-            c = self.encode(part)
-            found = self.region.score(c).cpu().numpy()
-            self.known.update(zip(part, found, strict=True))
-            self.means.known.update(zip(part, _mean(c.tokens, c.mask), strict=True))
-            self.progress(len(part))
-        return np.stack([self.known[p] for p in prompts]) if prompts else np.zeros((0, len(self.region.names)))
-
-
 def run(
     folder: Path, names: Sequence[str] | None = None, seed: int = 0, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -179,7 +160,7 @@ def run(
             progress(min(done, total), total)
 
     means = _Means(encode)
-    scores = _Scores(region, encode, told, means)
+    scores = Scores(directions, names_of(tuple(recipes)), encode, told, means.hear)
     index = {d.concept: k for k, d in enumerate(directions)}
     coco, harmless = scores(prompts.coco), scores(prompts.harmless)
     themes = {
@@ -233,6 +214,7 @@ def run(
                 for k, d in enumerate(directions)
             },
         },
+        "presets": {p: _curve(scores, p, prompts, looks_unsafe, themes.get("sexual", [])) for p in PRESETS},
         "minors": _minors(library, encode, prompts),
         "confusion": {
             theme: {
@@ -293,6 +275,19 @@ def _minors(library: Library, encode: encoders.Encoder, prompts: Prompts) -> dic
     return found
 
 
+def _curve(scores: Scores, preset: str, prompts: Prompts, hard: Sequence[str], sexual: list[int]) -> dict[str, Any]:
+    """Where a preset stands: harmless prompts moved by any concept, unsafe ones found by those of their theme."""
+    sets = {"coco": prompts.coco, "harmless": prompts.harmless, "hard_neutral": hard}
+    found = {name: _moved(scores(some, preset)) for name, some in sets.items()}
+    unsafe = {"nudity": prompts.nudity, "ring_a_bell": [u for u, _ in prompts.pairs]} if sexual else {}
+    return found | {name: _moved(scores(some, preset)[:, sexual]) for name, some in unsafe.items() if some}
+
+
+def _moved(scores: np.ndarray) -> dict[str, Any]:
+    moved = np.asarray((scores > 0).any(1))
+    return {"prompts": len(moved), "share": float(moved.mean()), "interval": wilson(int(moved.sum()), len(moved))}
+
+
 def _untouched(scores: np.ndarray) -> dict[str, Any]:
     inside = np.asarray((scores <= 0).all(1))
     return {"prompts": len(inside), "share": float(inside.mean()), "interval": wilson(int(inside.sum()), len(inside))}
@@ -326,12 +321,15 @@ class _Means:
         self.encode = encode
         self.known: dict[str, np.ndarray] = {}
 
+    def hear(self, prompts: Sequence[str], c: Conditioning) -> None:
+        """Prompts that were encoded for something else."""
+        self.known.update(zip(prompts, _mean(c.tokens, c.mask), strict=True))
+
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         missing = sorted({p for p in prompts if p not in self.known}, key=len)
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            c = self.encode(part)
-            self.known.update(zip(part, _mean(c.tokens, c.mask), strict=True))
+            self.hear(part, self.encode(part))
         return np.stack([self.known[p] for p in prompts])
 
 
@@ -429,7 +427,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
 
 
-def _disguises(prompts: Prompts, words: frozenset[str], scores: _Scores, index: dict[str, int]) -> list[dict[str, Any]]:
+def _disguises(prompts: Prompts, words: frozenset[str], scores: Scores, index: dict[str, int]) -> list[dict[str, Any]]:
     """Share found of Ring-A-Bell's unsafe prompts as they are and in every disguise; a word list beside."""
     own = [index[c] for c in THEMES["sexual"] if c in index]
     if not own:
@@ -499,7 +497,10 @@ def tables(result: dict[str, Any]) -> list[Table]:
         disguises.add_row(
             r["disguise"], str(r["prompts"]), _share(r["found"], r["interval"]), both, f"{r['word_list']:.2f}"
         )
-    return [found, identity, confusion, disguises]
+    presets = Table("preset", *next(iter(result["presets"].values())), title="share moved at each preset")
+    for name, row in result["presets"].items():
+        presets.add_row(name, *(_share(r["share"], r["interval"]) for r in row.values()))
+    return [found, identity, presets, confusion, disguises]
 
 
 def _share(value: float, interval: Sequence[float]) -> str:

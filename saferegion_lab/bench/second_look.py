@@ -5,36 +5,27 @@ On all-MiniLM-L6-v2, with the words of its own tokenizer, as the adapters have t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from saferegion.core.region import SafeRegion
 from saferegion.guard.library import Library
+from saferegion.guard.naming import names_of
 from saferegion.learn.recipes import Concept
 
 from . import machine
 from .disguises import found, price, reader
-from .language import BATCH, THEMES, encoder, read_prompts
+from .language import THEMES, encoder, read_prompts
+from .scores import Scores
 
 
 def run(folder: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """All figures, from the files that the language benchmark reads."""
     prompts, encode, library, read = read_prompts(folder), encoder(), Library(), reader()
     recipes = [c for n in library.names() if isinstance(c := library.find(n), Concept) and c.kind == "exclude"]
-    region = SafeRegion(library.directions(recipes, encode))
-    known: dict[str, np.ndarray] = {}
-
-    def scores(some: Sequence[str]) -> np.ndarray:
-        missing = sorted({p for p in some if p not in known}, key=len)
-        for start in range(0, len(missing), BATCH):
-            part = missing[start : start + BATCH]
-            known.update(zip(part, region.score(encode(part)).cpu().numpy(), strict=True))
-        return np.stack([known[p] for p in some]) if some else np.zeros((0, len(recipes)))
-
+    scores = Scores(library.directions(recipes, encode), names_of(tuple(recipes)), encode)
     own = [k for k, c in enumerate(recipes) if c.name in THEMES["sexual"]]
     sets = {"Ring-A-Bell": [u for u, _ in prompts.pairs], "I2P nudity": prompts.nudity}
     benign = {"COCO": prompts.coco, "I2P harmless": prompts.harmless, "both": [*prompts.coco, *prompts.harmless]}

@@ -17,6 +17,7 @@ from rich.table import Table
 from saferegion.core.errors import SafeRegionError
 from saferegion.core.region import SafeRegion
 from saferegion.guard.library import Library
+from saferegion.guard.naming import names_of
 from saferegion.learn.bundled import neutral_prompts
 from saferegion.learn.compile import compile_many
 from saferegion.learn.places import vectors_folder
@@ -25,6 +26,7 @@ from saferegion.learn.settings import Encode
 from saferegion.learn.vocabulary import Vocabulary, bundled_frames, fill, naming, read_vocabulary
 
 from . import machine, wilson
+from .scores import Scores
 
 FOLDS = 3
 FRAMES = {
@@ -105,7 +107,8 @@ def in_frames(kind: str, word: str, how: str) -> list[str]:
 
 
 def measure(recipe: Recipe, encode: Encode, neutral: Sequence[str]) -> dict[str, Any]:
-    """Shares found of one recipe: ``held`` words (cross-validated), ``listed`` ones, ``senses`` held out."""
+    """Shares found of one recipe: ``held`` words (cross-validated) and ``senses`` held out, by their embedding alone;
+    ``listed`` words as both doors judge them, by name too."""
     folds: dict[str, list[bool]] = {how: [] for how in (*FRAMES, "senses")}
     words, senses = recipe.listed(), recipe.words.senses
     for fold in range(FOLDS):
@@ -114,16 +117,18 @@ def measure(recipe: Recipe, encode: Encode, neutral: Sequence[str]) -> dict[str,
         for how in FRAMES:
             folds[how] += opened(region, encode, [t for kind, w in out for t in in_frames(kind, w, how)])
         folds["senses"] += opened(region, encode, [fill(f, s) for s in spared for f in NEAR])
-    region = SafeRegion(compile_many([recipe.concept], encode, neutral))
+    scores = Scores(compile_many([recipe.concept], encode, neutral), names_of((recipe.concept,)), encode)
+
+    def found(texts: Sequence[str]) -> list[bool]:
+        return [bool(d.max() > 0) for d in scores(texts)]
+
     return {
         "concept": recipe.concept.name,
         "words": len(words),
         "held": {how: _share(folds[how]) for how in FRAMES},
-        "listed": {
-            how: _share(opened(region, encode, [t for k, w in words for t in in_frames(k, w, how)])) for how in FRAMES
-        },
+        "listed": {how: _share(found([t for k, w in words for t in in_frames(k, w, how)])) for how in FRAMES},
         "senses": _share(folds["senses"]),
-        "harmless": _share(opened(region, encode, harmless())),
+        "harmless": _share(found(harmless())),
     }
 
 

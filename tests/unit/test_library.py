@@ -317,7 +317,7 @@ def test_what_differs_in_words_for_people_alone_is_read_with_the_new_words(tmp_p
 
 def test_settings_that_change_the_fit_have_files_of_their_own(tmp_path: Path) -> None:
     lib = Library(cache=tmp_path)
-    for settings, files in ((CompileSettings(batch_size=7, family="x"), 1), (CompileSettings(pairs=20), 2)):
+    for settings, files in ((CompileSettings(batch_size=7, family="x"), 1), (CompileSettings(pairs=30), 2)):
         lib.directions([fire()], FakeEncoder(), NEUTRAL, settings=settings)
         assert len(os.listdir(tmp_path)) == files
     encoder = FakeEncoder()
@@ -352,7 +352,7 @@ def test_what_does_not_separate_is_remembered_on_disk(tmp_path: Path) -> None:
     for encoder, neutral, settings in (
         (FakeEncoder(seed=1), NEUTRAL, None),
         (FakeEncoder(), NEUTRAL[1:], None),
-        (FakeEncoder(), NEUTRAL, CompileSettings(pairs=20)),
+        (FakeEncoder(), NEUTRAL, CompileSettings(pairs=30)),
     ):
         with pytest.raises(NotSeparableError):
             Library(cache=tmp_path).directions([nothing()], encoder, neutral, settings=settings)

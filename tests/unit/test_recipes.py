@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import csv
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saferegion import Concept, SafeRegionError
+from saferegion import Concept, Library, SafeRegionError
 from saferegion.core.errors import RecipeError
 from saferegion.learn.recipes import LONGEST, MOST_PAIRS, read_neutral, read_recipe
 from saferegion.learn.yaml_text import LARGEST
@@ -248,3 +250,32 @@ def test_the_digest_tells_whether_to_compile_again() -> None:
         Concept.from_pairs("fire", [("a", "b"), ("c", "d")], neutral=["e"], kind="balance").digest(["n"]),
     ]
     assert len({c.digest(["n"]), *others}) == 6
+
+
+PLAIN = set("a an the of in on with and at to by from is his her s man woman people photo portrait painting".split())
+STYLE = {"trending", "artstation"}
+"""Of what artists put behind every prompt."""
+
+
+def test_no_recipe_repeats_a_prompt_that_measures() -> None:
+    """No five words in a row of a benchmark's prompts, four of them telling, stand in a recipe."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "prompts"
+    if not folder.is_dir():
+        pytest.skip("no benchmark prompts lie beside the project")
+
+    def fives(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"[a-z]+", text.lower())
+        found = {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
+        return {g for g in found if len(set(g) - PLAIN) > 3 and not STYLE & set(g)}
+
+    measured = {g for path in folder.glob("*.csv") for text in _prompts_of(path) for g in fives(text)}
+    assert len(measured) > 10_000
+    for concept in Library().recipes():
+        written = [*(t for pair in concept.pairs for t in pair), *concept.neutral, *concept.words]
+        found = {g for text in written for g in fives(text)} & measured
+        assert not found, (concept.name, found)
+
+
+def _prompts_of(path: Path) -> list[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [r[k] for r in csv.DictReader(file) for k in ("prompt", "unsafe", "safe") if r.get(k)]

@@ -136,9 +136,10 @@ def test_a_text_that_names_a_concept_is_held_to_a_nearer_border(hosts: Any, monk
     run = hosts()
     on = [{"enabled": True, "concepts": [webui.FIRE], "avoid": "burning"}]
     named = [f"burnings in a {place} {noun}" for place in PLACES for noun in NOUNS]  # no word that the encoder knows
-    moved = [text for text in named if run(text, on).comments]
+    moved = [text for text in named if any("the text names own-words" in c for c in run(text, on).comments)]
     assert moved
-    assert not any(run(text.replace("burnings", "burnnings"), on).comments for text in moved)
+    on[0].pop("avoid")
+    assert not any("names" in comment for text in moved for comment in run(text, on).comments)
+    on[0]["avoid"] = "burning"
     p = run([BENIGN, moved[0]], on)
     assert conds(p)[0] is conds(run([BENIGN, moved[0]], [False]))[0]
-    assert any("the text names own-words" in text for text in p.comments)
