@@ -25,7 +25,7 @@ BESIDE = "-beside-a-child"
 YOUNG = 0.33
 """Part of the way from benign prompts to the age axis' border from which a prompt counts as on the child side:
 .89 of the axis' own held-out prompts of children and .11 of those of adults (language benchmark's encoder)."""
-TIGHT = 0.7
+TIGHT = 0.6
 """The same of the theme's borders, at which such a prompt is outside: no harmless prompt about children was there."""
 
 PAIRS, OWN = 40, 8

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..core.errors import SafeRegionError
 from ..learn.recipes import Concept
 from ..learn.vocabulary import naming
 from .library import Library
+from .minors import BESIDE, SEXUAL
 from .selection import Selection
 
 NOTHING: frozenset[str] = frozenset()
@@ -75,11 +76,12 @@ def names_of(concepts: tuple[Concept, ...]) -> Names:
 
 
 def names_in(selection: Selection, library: Library | None = None) -> Names:
-    """Of what is switched on: recipes, and directions of a bundled or own recipe's name."""
+    """Of what is switched on: recipes, and directions of a bundled or own recipe's name; and of the minors baseline,
+    which is on always."""
     library = Library() if library is None else library
-    return names_of(
-        tuple(_recipes((c.concept if isinstance(c.concept, Concept) else c.name for c in selection.choices), library))
-    )
+    own = _recipes((c.concept if isinstance(c.concept, Concept) else c.name for c in selection.choices), library)
+    beside = (replace(c, name=c.name + BESIDE) for c in _recipes(SEXUAL, Library()))
+    return names_of((*own, *beside))
 
 
 def _recipes(wanted: Iterable[str | Concept], library: Library) -> Iterable[Concept]:

@@ -161,7 +161,8 @@ class Guard:
             if len(self._naming) >= MOST_NAMED:
                 self._naming.clear()
             regions = tuple(_nearer(r, names - self.named) for r in self.regions)
-            self._naming[names] = replace(self, regions=regions, named=names, _naming={})
+            entry = None if self.entry is None else _nearer(self.entry, names - self.named)
+            self._naming[names] = replace(self, regions=regions, entry=entry, named=names, _naming={})
         return self._naming[names]
 
     def at(self, fraction: float) -> Guard:
@@ -228,7 +229,7 @@ class GuardReport:
     @property
     def names(self) -> str:
         """What people are told of words that the text says; nothing where it names no concept."""
-        return f"the text names {', '.join(sorted(self.named))}" if self.named else ""
+        return f"the text names {', '.join(sorted({n.removesuffix(BESIDE) for n in self.named}))}" if self.named else ""
 
     @property
     def findings(self) -> tuple[Finding, ...]:

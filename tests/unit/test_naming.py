@@ -9,6 +9,7 @@ import torch
 from fakes import fire, frost, made, same_bits
 
 from saferegion import Choice, Concept, Conditioning, Guard, Library, Selection
+from saferegion.guard.minors import TIGHT, minors_of
 from saferegion.guard.naming import NOTHING, Names, names_in, names_of
 from saferegion.guard.presets import NAMED
 
@@ -99,3 +100,23 @@ def test_prompts_over_the_usual_border_come_out_no_less_inside(guard: Guard) -> 
     usual, named = guard.apply(c)[0], guard.naming(frozenset({"fire"})).apply(c)[0]
     assert float(named.tokens[0, 1, 0]) <= float(usual.tokens[0, 1, 0])
     assert same_bits(named.tokens[0, 1, 1:], usual.tokens[0, 1, 1:])
+
+
+def test_the_theme_beside_a_child_is_named_whatever_is_on() -> None:
+    names = names_in(Selection().add(Choice("weapons")), Library())
+    assert names("two nude statues") == {"nudity-beside-a-child"} and names("a gun") == {"weapons"}
+
+
+def test_the_baseline_is_held_to_a_nearer_border_too() -> None:
+    age, nude = made("age", torch.eye(6)[2], threshold=BORDER, kind="balance"), made("nudity", threshold=BORDER)
+    guard = Guard.of(
+        Selection().add(Choice(made("frost", torch.eye(6)[1]))),
+        [made("frost", torch.eye(6)[1])],
+        minors_of([age, nude]),
+    )
+    tokens = torch.zeros(1, 3, 6)
+    tokens[0, 1, 0], tokens[0, 1, 2] = BORDER * TIGHT * (NAMED + 0.1), BORDER
+    c = Conditioning(tokens)
+    assert guard.apply(c)[0] is c
+    report = guard.naming(frozenset({"nudity-beside-a-child"})).apply(c)[1]
+    assert report.moved and "the text names nudity" in report.text()
