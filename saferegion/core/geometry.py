@@ -105,6 +105,34 @@ def sweeps(gram: Tensor) -> int:
     return MOST_SWEEPS if not math.isfinite(root) else min(MOST_SWEEPS, math.ceil(root * -math.log(SETTLED)))
 
 
+def step(gram: Tensor, count: int) -> Tensor:
+    """One of ``count`` sweeps of :func:`solve` as a matrix ``[4K, 4K]``, K > 0: [a, the a before, excess above 0,
+    excess below 0] times it, clamped at 0, is the next; nothing of that is ever negative, so what stays passes."""
+    most = gram.abs().sum(-1).amax()
+    one = torch.eye(len(gram), device=gram.device)
+    kept, share, none, carry = one - gram / most, one / most, torch.zeros_like(one), _carry(count)
+    rows = [[(1 + carry) * kept, one, none, none], [-carry * kept, none, none, none]]
+    rows += [[share, none, one, none], [-share, none, none, one]]
+    return torch.cat([torch.cat(r, 1) for r in rows])
+
+
+def _carry(count: int) -> float:
+    """How far a sweep goes on in the direction of the one before."""
+    root = max(1.0, count / -math.log(SETTLED))
+    return (root - 1) / (root + 1)
+
+
+def solve_in_steps(step: Tensor, excess: Tensor, count: int, start: Tensor | None = None) -> Tensor:
+    """As :func:`solve`, by :func:`step`: one kernel a sweep, for devices where starting one costs more than the
+    product."""
+    size, rows = excess.shape[-1], excess.flatten(0, 1)
+    begin = torch.zeros_like(rows) if start is None else start.flatten(0, 1)
+    state, none = torch.cat([begin, begin, rows, -rows], 1).clamp_min(0), torch.zeros_like(step[0])
+    for _ in range(count):
+        state = torch._addmm_activation(none, state, step)  # max(0, none + state step)
+    return state.view(*excess.shape[:2], -1)[..., :size]
+
+
 def solve(gram: Tensor, excess: Tensor, count: int, start: Tensor | None = None) -> Tensor:
     """The nearest point of the half-spaces, as coefficients a ≥ 0: the least Σ a_j a_k G_jk / 2 − Σ a_k e_k.
 
@@ -124,8 +152,7 @@ def solve(gram: Tensor, excess: Tensor, count: int, start: Tensor | None = None)
     most = gram.abs().sum(-1).amax()
     kept = (torch.eye(size, device=gram.device) - gram / most).expand(len(excess), -1, -1)
     push = excess / most
-    root = max(1.0, count / -math.log(SETTLED))
-    carry = (root - 1) / (root + 1)
+    carry = _carry(count)
     a = excess.clamp_min(0) * 0 if start is None else start
     ahead = a
     for _ in range(count):

@@ -111,6 +111,7 @@ class Fleet:
         gram = (unit @ unit.T).float()
         gram.fill_diagonal_(1.0)
         self.sweeps = geometry.sweeps(gram)
+        self.again = -(-self.sweeps // 4)  # sweeps of a motion that goes on from one
         length = [*(m.length for _, m in half), *(torch.ones(1) for _ in offset)]
         power = torch.tensor([strength[i] for i in owner])
         self._rest = list(rest)
@@ -118,6 +119,8 @@ class Fleet:
             "owner": torch.tensor(owner, dtype=torch.int64),
             "vectors": self.vectors,
             "gram": gram,
+            "step": geometry.step(gram, self.sweeps) if self.sweeps else gram,
+            "step again": geometry.step(gram, self.again) if self.sweeps else gram,
             "inverse": torch.linalg.pinv(gram.double(), rtol=PARALLEL, hermitian=True).float(),
             "target": torch.cat([*(m.target for _, m in half), torch.zeros(0)]),
             "length": torch.cat(length),
@@ -183,8 +186,11 @@ class Fleet:
             excess = along[..., :half] - here["target"] + deeper[..., :half] * here["length"][:half]
             excess = torch.where(mine[..., :half], excess, geometry.SHUT)
             begin = None if start is None else start[..., :half]
-            sweeps = self.sweeps if start is None else -(-self.sweeps // 4)
-            solved = geometry.solve(here["gram"], excess, sweeps, begin)
+            sweeps, step = (self.sweeps, "step") if start is None else (self.again, "step again")
+            if sweeps and excess.device.type != "cpu":
+                solved = geometry.solve_in_steps(here[step], excess, sweeps, begin)
+            else:
+                solved = geometry.solve(here["gram"], excess, sweeps, begin)
             parts.insert(0, solved * here["part"][:half])
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 

@@ -80,3 +80,20 @@ def test_the_mean_counts_only_what_is_under_the_mask() -> None:
     assert torch.equal(geometry.mean(values, mask), values[:, 1:3].mean(1))
     assert torch.equal(geometry.mean(values, torch.zeros(1, 4, dtype=torch.bool)), torch.zeros(1, 3))
     assert torch.equal(geometry.mean(values, None), values.mean(1))
+
+
+@pytest.mark.parametrize("count", [2, 12, 64])
+@pytest.mark.parametrize("again", [False, True])
+def test_one_product_a_step_says_the_same(count: int, again: bool) -> None:
+    u = unit(count, 96, count, 0.5)
+    gram = u @ u.T
+    gram.fill_diagonal_(1.0)
+    draw = torch.Generator().manual_seed(7)
+    excess = 3 * torch.randn(2, 5, count, generator=draw)
+    excess[1, :, 0] = geometry.SHUT
+    start = torch.rand(2, 5, count, generator=draw) if again else None
+    sweeps = geometry.sweeps(gram)
+    one = geometry.solve(gram, excess, sweeps, start)
+    steps = geometry.solve_in_steps(geometry.step(gram, sweeps), excess, sweeps, start)
+    assert sweeps > 1 and steps.shape == one.shape
+    assert torch.allclose(steps, one, rtol=1e-5, atol=1e-4) and float(steps.min()) >= 0
