@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,28 @@ def recipe_text(concept: Concept, title: str = "") -> str:
     }
     if concept.neutral:
         data["neutral"] = list(concept.neutral)
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
+
+
+def words_text(
+    name: str, words: Mapping[str, Sequence[str]], senses: Sequence[str] = (), title: str = "", description: str = ""
+) -> str:
+    """The YAML file of a recipe of words by kind, that :func:`read_recipe` reads back. Raises RecipeError."""
+    import yaml
+
+    data: dict[str, Any] = {
+        "format": WORDS_FORMAT,
+        "name": name,
+        "title": title or name.replace("-", " ").capitalize(),
+        "kind": "exclude",
+        "version": 1,
+        "licence": "none",
+        "description": description or "What is kept out, and what is deliberately not.",
+        "words": {k: list(v) for k, v in words.items()},
+    }
+    if senses:
+        data["senses"] = list(senses)
+    vocabulary.read_words(data, name)
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
 
 

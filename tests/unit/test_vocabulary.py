@@ -149,3 +149,30 @@ def test_means_of_independent_tokens_grow_by_one_half_and_those_of_one_length_no
     assert growth(means, lengths.float()) == pytest.approx(0.5, abs=0.05)
     assert growth(means, torch.full((len(means),), 77.0)) == 0.0
     assert growth(torch.randn(200, 24, generator=draw), torch.arange(1, 201).float()) < 0.1
+
+
+def test_a_listed_word_is_never_its_own_harmless_one() -> None:
+    frames = bundled_frames()
+    listed = Vocabulary({"things": ("umbrella", "old violin", "camera")})
+    pairs = listed.pairs(frames)
+    assert len(pairs) >= 24 and not [s for _, s in pairs if any(w in s for w in ("umbrella", "camera"))]
+
+
+def test_the_first_words_of_every_kind_are_set_and_the_others_known_by_name() -> None:
+    words = {"things": tuple(f"thing {i}" for i in range(60)), "acts": ("doing it", "done")}
+    listed = Vocabulary(words)
+    first = listed.first(20)
+    assert sum(map(len, first.values())) == 20 and first["things"] == words["things"][: len(first["things"])]
+    assert first["acts"] and {u for u, _ in listed.pairs(bundled_frames())} >= {"thing 0", "doing it"}
+    assert "thing 59" in listed.every() and not [u for u, _ in listed.pairs(bundled_frames()) if "thing 59" in u]
+
+
+def test_every_word_that_is_set_stands_alone_among_tags_and_in_a_caption() -> None:
+    for name, kind in bundled_frames().items():
+        assert len(kind.frames) % 2 == 1, name
+        words = tuple(f"zorb{i:02}" for i in range(20))
+        unsafe = [u for u, _ in Vocabulary({name: words}).pairs({name: kind})]
+        for word in words:
+            own = [u for u in unsafe if word in u]
+            tags = [u for u in own if u.count(",") > 1]
+            assert len(own) == PER_WORD and word in own and len(tags) == 1, own
