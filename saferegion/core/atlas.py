@@ -15,6 +15,7 @@ from . import geometry
 from .conditioning import Conditioning, View
 from .detector import Detector, Panel, Seen
 from .movers import Fleet
+from .readout import Places
 
 Tensor = torch.Tensor
 
@@ -30,11 +31,12 @@ class Motion(NamedTuple):
 
 
 class Atlas:
-    """The detectors' panel and the movers' fleets of a region, by space."""
+    """The detectors' panel and the movers' fleets of a region, by space; without ``along``, coordinates along the
+    movers' vectors are left out and nothing can be moved."""
 
-    def __init__(self, fleets: Mapping[str, Fleet], detectors: Sequence[Detector]) -> None:
+    def __init__(self, fleets: Mapping[str, Fleet], detectors: Sequence[Detector], along: bool = True) -> None:
         self.fleets = dict(fleets)
-        self.panel = Panel(detectors, {s: (f.vectors, f.bias) for s, f in fleets.items()})
+        self.panel = Panel(detectors, {s: (f.vectors, f.bias) for s, f in fleets.items()} if along else None)
         self._shifts: dict[tuple[str, torch.device], Tensor] = {}
         self._rests: dict[tuple[str, int, torch.device], Tensor] = {}
         self._owners: dict[tuple[str, torch.device], Tensor] = {}
@@ -45,14 +47,14 @@ class Atlas:
 
     def after(self, seen: Seen, motion: Motion) -> Seen:
         """What the detectors see after a motion: the coordinates but for those along the movers."""
-        found: dict[str, tuple[Tensor, Tensor | None]] = {}
-        for space, (x, mask) in seen.items():
+        found: dict[str, tuple[Tensor, Places | None]] = {}
+        for space, (x, places) in seen.items():
             asked = x[..., : self.panel.forms[space].along.start]
             shift = self._shift(space, x.device).expand(len(x), -1, -1)
             new = torch.baddbmm(asked, motion.amounts[space], shift, alpha=-1)
             if space in motion.rests:
                 new = self.at_rest(space, new, motion.rests[space])
-            found[space] = (new, mask)
+            found[space] = (new, places)
         return found
 
     def moved(self, c: Conditioning, motion: Motion) -> Conditioning:
@@ -64,8 +66,8 @@ class Atlas:
         new, rows, fleet = view.rows, view.rows, self.fleets[view.space]
         amount = motion.amounts.get(view.space)
         if amount is not None:
-            new = (rows.float() - geometry.combine(amount, fleet.on(rows.device)["vectors"])).to(rows.dtype)
-            new = torch.where(amount.ne(0).any(-1, keepdim=True), new, rows)
+            new = (rows - geometry.combine(amount, fleet.on(rows.device)["vectors"])).to(rows.dtype)
+            new = torch.where(amount.any(-1, keepdim=True), new, rows)
         if view.space not in motion.rests:
             return new
         _, rest = fleet.at(rows.shape[1], rows.device)
@@ -80,14 +82,14 @@ class Atlas:
         """By space, tokens [B, T] that hold a term that is over (bool ``over`` [B, N]): those that lie above the benign
         mean of their position in any part of it. Where they rest, every term is at most what it is at rest."""
         found = {}
-        for space, (x, mask) in seen.items():
+        for space, (x, places) in seen.items():
             forms = self.panel.forms[space]
             if not forms.facets:
                 continue
             asked = forms.along.start
             above = x[..., :asked] > self._at_rest(space, x.shape[1], x.device)[:, :asked]
             holds = above & over.index_select(1, self._owner(space, x.device)).unsqueeze(1)
-            found[space] = holds.any(-1) if mask is None else holds.any(-1) & mask
+            found[space] = holds.any(-1) if places is None else holds.any(-1) & places.mask
         return found
 
     def _at_rest(self, space: str, length: int, device: torch.device) -> Tensor:
@@ -104,11 +106,17 @@ class Atlas:
                 rest = self._rests[key] = geometry.coordinates(mean.unsqueeze(0), weight, bias)[0]
         return rest
 
-    def slack(self, c: Conditioning) -> Tensor:
-        """By how much borders must be cleared, for the dtype and the size of these tokens; see :meth:`Panel.slack`."""
-        rows = [v.rows for v in c.views()]
-        size = torch.stack([r.float().square().mean() if r.numel() else r.float().sum() for r in rows]).amax().sqrt()
-        return self.panel.slack(c.tokens.dtype, size.nan_to_num(), tuple(self.panel.forms))
+    def whole(self, c: Conditioning) -> tuple[Seen, dict[str, Tensor]]:
+        """Coordinates as if tokens that are not finite were at rest, and by space which are not, bool [B, T]."""
+        seen = self.panel.read(c)
+        broken = {s: (x.sum(-1) * 0).ne(0) for s, (x, _) in seen.items()}  # NaN where any of them is not finite
+        return {s: (self.at_rest(s, x, broken[s]), places) for s, (x, places) in seen.items()}, broken
+
+    def cleared(self, c: Conditioning) -> Tensor:
+        """The borders that must be cleared, for the dtype and size of these tokens; see :meth:`Panel.cleared`."""
+        sizes = [torch.linalg.vector_norm(r.float()) * max(1, r.numel()) ** -0.5 for r in (v.rows for v in c.views())]
+        size = sizes[0] if len(sizes) == 1 else torch.stack(sizes).amax()
+        return self.panel.cleared(c.tokens.dtype, size.nan_to_num(), tuple(self.panel.forms))
 
     def _shift(self, space: str, device: torch.device) -> Tensor:
         """``[K, M]``: what a step along each vector does to the coordinates that detectors ask."""

@@ -10,11 +10,11 @@ import torch
 from . import geometry
 from .conditioning import Conditioning
 from .errors import ConditioningError, SafeRegionError
-from .readout import Forms, Readout, Term, check_tensor
+from .readout import Forms, Places, Readout, Term, check_tensor
 
 Tensor = torch.Tensor
-Seen = Mapping[str, tuple[Tensor, "Tensor | None"]]
-"""By space: coordinates [B, T, M] and mask [B, T]."""
+Seen = Mapping[str, tuple[Tensor, "Places | None"]]
+"""By space: coordinates [B, T, M] and the tokens that may move (None: all)."""
 
 FURTHEST = 1e3
 """Largest threshold, in benign deviations: a border that nothing reaches switches a concept off."""
@@ -92,16 +92,22 @@ class Panel:
             columns.append([*range(first[n], first[n] + len(d.terms)), *range(at, at + len(d.joint))])
             at += len(d.joint)
         most = max((len(c) for c in columns), default=0)
-        borders = [*(d.thresholds for d in asked), *(d.sums for d in asked if d.sums is not None)]
+        borders = torch.cat(
+            [torch.zeros(0), *(d.thresholds for d in asked), *(d.sums for d in asked if d.sums is not None)]
+        )
+        pairs = torch.tensor([*((i, len(terms)) for i in range(len(terms))), *sums], dtype=torch.int64).view(-1, 2).T
+        slots = torch.tensor([[*c, *c[:1] * (most - len(c))] for c in columns], dtype=torch.int64)
+        self.joint, self.most = bool(sums), most
+        summed = torch.zeros(len(borders), dtype=torch.bool).scatter(0, pairs[:, len(terms) :].flatten(), True)
         self._home: dict[str, Tensor] = {
-            "borders": torch.cat(borders) if borders else torch.zeros(0),
-            "left": torch.tensor([i for i, _ in sums], dtype=torch.int64),
-            "right": torch.tensor([j for _, j in sums], dtype=torch.int64),
-            "columns": torch.tensor([[*c, *c[:1] * (most - len(c))] for c in columns], dtype=torch.int64),
+            "borders": borders,
+            "pairs": pairs.flatten(),  # of a column: the two scores that it sums, the second 0 where it is a term
+            "columns": slots,
+            "asked borders": borders[slots.flatten()],  # the same in the order in which detectors ask for them
+            "asked pairs": pairs[:, slots.flatten()].flatten(),
+            "floor": torch.where(summed, 0.0, -torch.inf)[slots.flatten()],
+            "of terms": _incidence(pairs[:, slots.flatten()], len(terms)),
         }
-        self.joint = bool(sums)
-        summed = {i for pair in sums for i in pair}
-        self._home["summed"] = torch.tensor([i in summed for i in range(len(terms) + len(sums))], dtype=torch.bool)
         if given:
             order = iter(range(self.count, len(asked)))
             own = [next(order) if d.given is not None else i for i, d in enumerate(detectors)]
@@ -115,7 +121,7 @@ class Panel:
             width = vectors[space][0].shape[1] if space in vectors else own_terms[0][1].width
             along = vectors.get(space, (torch.zeros(0, width), torch.zeros(0, 1)))
             self.forms[space] = Forms(space, own_terms, *along)
-        self._orders: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor | None, bool]] = {}
+        self._orders: dict[tuple[tuple[str, ...], torch.device], tuple[Tensor, Tensor]] = {}
         self._here: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._home}
         self._weights: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -129,14 +135,9 @@ class Panel:
 
     def names(self, detector: int) -> list[tuple[int, list[Readout]]]:
         """Columns of a detector: number, and the readouts that it sums."""
-        count, found = len(self.terms), []
-        for i in dict.fromkeys(self._home["columns"][detector].tolist()):
-            if i < count:
-                found.append((i, [self.terms[i].readout]))
-            else:
-                pair = (int(self._home[side][i - count]) for side in ("left", "right"))
-                found.append((i, [self.terms[t].readout for t in pair]))
-        return found
+        count, pairs = len(self.terms), self._home["pairs"].view(2, -1).T.tolist()
+        own = dict.fromkeys(self._home["columns"][detector].tolist())
+        return [(i, [self.terms[t].readout for t in pairs[i] if t < count]) for i in own]
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         """Constants on ``device``."""
@@ -156,10 +157,11 @@ class Panel:
                 found = self._weights[key] = self.forms[space].weight.to(device)
         return found
 
-    def read(self, c: Conditioning) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def read(self, c: Conditioning) -> dict[str, tuple[Tensor, Places | None]]:
         """Coordinates of every space of ``c`` that is known here; others are left out."""
         with geometry.exact(c.tokens.device):
-            return {v.space: (self._read(v.space, v.rows), v.mask) for v in c.views() if v.space in self.forms}
+            known = [v for v in c.views() if v.space in self.forms]
+            return {v.space: (self._read(v.space, v.rows), self.forms[v.space].places(v.mask)) for v in known}
 
     def _read(self, space: str, rows: Tensor) -> Tensor:
         forms, device = self.forms[space], rows.device
@@ -172,82 +174,84 @@ class Panel:
         return geometry.coordinates(rows, weight, forms.bias(rows.shape[1], device)[0])
 
     def scores(self, seen: Seen) -> Tensor:
-        """Scores of all terms ``[B, N]``, in benign deviations."""
-        parts = [self.forms[space].strongest(x, mask) for space, (x, mask) in seen.items()]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        order, missing = self._order(tuple(seen), found.device)
-        if missing:
-            found = torch.cat([found, found.new_full((len(found), 1), -torch.inf)], -1)
-        return found if order is None else _strongest_of(found, order)
+        """Scores of all terms and a zero ``[B, N + 1]``, in benign deviations."""
+        parts = [part for space, (x, places) in seen.items() for part in self.forms[space].strongest(x, places)]
+        index, ends = self._order(tuple(seen), parts[0].device)
+        return _strongest_of(torch.cat([*parts, ends.expand(len(parts[0]), 2)], -1), index)
 
-    def _order(self, spaces: tuple[str, ...], device: torch.device) -> tuple[Tensor | None, bool]:
-        """Columns of the facets of every term ``[N, most]``, None where facets are the terms in order; and whether some
-        term has none here, whose column is one past the last."""
+    def _order(self, spaces: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Columns of the facets of every term and of the zero ``[N + 1, most]``; and what stands in the last two
+        columns ``[1, 2]``: the zero, and −inf for terms that have no facet here."""
         key = (spaces, device)
         found = self._orders.get(key)
         if found is None:
             owner = [i for space in spaces for i in self.forms[space].owner]
-            facets = [[f for f, i in enumerate(owner) if i == n] or [len(owner)] for n in range(len(self.terms))]
-            most = max((len(f) for f in facets), default=0)
-            if owner == list(range(len(self.terms))):
-                found = None, False
-            else:
-                with torch.inference_mode(False):
-                    index = torch.tensor([[*f, *f[:1] * (most - len(f))] for f in facets], dtype=torch.int64)
-                found = index.to(device), [len(owner)] in facets
-            self._orders[key] = found
+            count = len(owner)
+            facets = [[f for f, i in enumerate(owner) if i == n] or [count + 1] for n in range(len(self.terms))]
+            most = max((len(f) for f in facets), default=1)
+            rows = [[*f, *f[:1] * (most - len(f))] for f in [*facets, [count]]]
+            with torch.inference_mode(False):
+                index, ends = torch.tensor(rows, dtype=torch.int64), torch.tensor([[0.0, -torch.inf]])
+                found = self._orders[key] = index.to(device), ends.to(device)
         return found
 
     def columns(self, scores: Tensor) -> Tensor:
         """Distances over the borders of terms and joint terms ``[B, N + J]``."""
         here = self.on(scores.device)
-        if self.joint:
-            sums = scores.index_select(1, here["left"]) + scores.index_select(1, here["right"])
-            scores = torch.cat([scores, sums], -1)
-        return scores - here["borders"]
+        return _sums(scores, here["pairs"]) - here["borders"]
 
-    def over(self, scores: Tensor, slack: Tensor) -> Tensor:
-        """Terms that are over their border, or part of a joint term that is: bool ``[B, N]``."""
-        columns = self.columns(scores) + slack > 0
-        found = columns[:, : scores.shape[1]]
-        if self.joint:
-            here, sums = self.on(scores.device), columns[:, scores.shape[1] :].float()
-            for side in ("left", "right"):
-                found = found | (torch.zeros_like(scores).index_add(1, here[side], sums) > 0)
+    def over(self, scores: Tensor, borders: Tensor) -> Tensor:
+        """Terms that are over their border of :meth:`cleared`, or part of a joint term that is: bool ``[B, N]``."""
+        here = self.on(scores.device)
+        far = _sums(scores, here["asked pairs"]) - borders
+        found: Tensor = (far > 0).float() @ here["of terms"] > 0
         return found
 
-    def distances(self, scores: Tensor, slack: Tensor | None = None) -> Tensor:
+    def distances(self, scores: Tensor, borders: Tensor | None = None) -> Tensor:
         """``[B, K]``: how far each detector is over its border, in benign deviations; at most 0 inside. Inside, terms
-        that a joint term sums count through the sum alone, which orders prompts better. ``slack`` [N + J] is added
-        where a border must be cleared by more than nothing."""
+        that a joint term sums count through the sum alone, which orders prompts better. ``borders``: of
+        :meth:`cleared`, where they must be cleared by more than nothing."""
         here = self.on(scores.device)
-        columns = self.columns(scores)
-        if slack is not None:
-            columns = columns + slack
+        columns = _sums(scores, here["asked pairs"]) - (here["asked borders"] if borders is None else borders)
         if self.joint:
-            columns = torch.where((columns <= 0) & here["summed"], -torch.inf, columns)
-        found = _strongest_of(columns, here["columns"])
+            columns = torch.where(columns > here["floor"], columns, -torch.inf)
+        found = columns if self.most == 1 else columns.view(len(columns), -1, self.most).amax(-1)
         if self.given:
             own = found[:, : self.count]
             found = torch.minimum(own, found.index_select(1, here["given"]))
         return found
 
-    def slack(self, dtype: torch.dtype, size: Tensor, spaces: tuple[str, ...]) -> Tensor:
-        """``[N + J]``: by how much a border must be cleared so that rounding to ``dtype`` does not bring it back;
-        ``size`` [] is the root mean square of the tokens' channels."""
+    def cleared(self, dtype: torch.dtype, size: Tensor, spaces: tuple[str, ...]) -> Tensor:
+        """Borders ``[K · most]``, as detectors ask for them, lowered so that rounding to ``dtype`` does not bring back
+        what clears them; ``size`` [] is the root mean square of the tokens' channels."""
         device = size.device
         here = self.on(device)
-        key = f"norms{spaces}"
+        key = f"lowered {dtype} {spaces}"
         if key not in here:
             with torch.inference_mode(False):
-                largest = torch.zeros(len(self.terms))
+                norm = torch.zeros(len(self.terms) + 1)
                 for space in spaces:
                     forms = self.forms[space]
                     for f, i in enumerate(forms.owner):
-                        largest[i] = max(largest[i], forms.size[f])
-                left, right = self._home["left"], self._home["right"]
-                here[key] = torch.cat([largest, largest[left] + largest[right]]).to(device)
-        return MARGIN + ROUNDING * torch.finfo(dtype).eps * size * here[key]
+                        norm[i] = max(norm[i], forms.size[f])
+                pairs = self._home["asked pairs"].view(2, -1)
+                here[key] = (-ROUNDING * torch.finfo(dtype).eps * norm[pairs].sum(0)).to(device)
+                here["lowered"] = here["asked borders"] - MARGIN
+        return torch.addcmul(here["lowered"], here[key], size)
+
+
+def _sums(scores: Tensor, pairs: Tensor) -> Tensor:
+    """Sums of two columns each: ``scores`` [B, N + 1], ``pairs`` [2 · C] -> [B, C]."""
+    left, right = scores.index_select(1, pairs).chunk(2, 1)
+    return left + right
+
+
+def _incidence(pairs: Tensor, count: int) -> Tensor:
+    """``[C, N]``: 1 where a term is in a column, 0 elsewhere."""
+    found = torch.zeros(pairs.shape[1], count + 1)
+    for side in pairs:
+        found.scatter_(1, side.unsqueeze(1), 1.0)
+    return found[:, :count].contiguous()
 
 
 def _strongest_of(values: Tensor, index: Tensor) -> Tensor:

@@ -63,9 +63,13 @@ def read(scalars: Sequence[Tensor]) -> list[float]:
 
 
 def none(flags: Tensor) -> bool:
-    """Whether no flag is set, where that can be asked without a synchronisation: on a CPU, outside a graph that is
-    being captured. False elsewhere."""
-    return flags.device.type == "cpu" and not _compiles() and not bool(flags.any())
+    """Whether no flag is set, where that can be asked without a synchronisation; False elsewhere."""
+    return asks_freely(flags.device) and not bool(flags.any())
+
+
+def asks_freely(device: torch.device) -> bool:
+    """Whether values can be read without a synchronisation: on a CPU, outside a graph that is being captured."""
+    return device.type == "cpu" and not _compiles()
 
 
 def coordinates(rows: Tensor, forms: Tensor, bias: Tensor) -> Tensor:

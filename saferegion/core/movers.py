@@ -128,6 +128,10 @@ class Fleet:
             "part": power.clamp_max(1),
             "beyond": (power - 1).clamp_min(0),
         }
+        reach = self._home["beyond"] * self._home["length"]
+        self._home["reach"] = reach[: self.half] - self._home["target"]  # beyond the benign mean, at no further depth
+        self._owns = owner == list(range(len(strength)))
+        self._partial = bool((power < 1).any())
         self._here: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._home}
         self._at: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
@@ -163,27 +167,36 @@ class Fleet:
             self._at[key] = found
         return found
 
-    def amounts(self, along: Tensor, opened: Tensor, depth: Tensor, start: Tensor | None) -> Tensor:
+    def _owned(self, values: Tensor) -> Tensor:
+        """By concept [B, C] -> by vector [B, K]."""
+        return values if self._owns else values.index_select(1, self.on(values.device)["owner"])
+
+    def amounts(self, along: Tensor, opened: Tensor, depth: Tensor | None, start: Tensor | None) -> Tensor:
         """How far each token goes along each vector, against it: [B, T, K].
 
         Args:
             along: coordinates [B, T, K]. opened: bool [B, C], concepts that are open for a prompt.
-            depth: [B, C], how much further in than the target, in displacements. start: amounts to go on from.
+            depth: [B, C], how much further in than the target, in displacements (None: not at all). start: amounts to
+                go on from.
         """
         here, half = self.on(along.device), self.half
-        mine = opened.index_select(1, here["owner"]).unsqueeze(1)
-        deeper = (depth.index_select(1, here["owner"]) + here["beyond"]).unsqueeze(1)
+        mine = self._owned(opened).unsqueeze(1)
+        further = None if depth is None else self._owned(depth).unsqueeze(1)
         parts = []
         if self.offsets:
             b, _ = self.at(along.shape[1], along.device)
-            share = (1 + deeper[..., half:]) * here["part"][half:]
+            deeper = here["beyond"][half:] if further is None else further[..., half:] + here["beyond"][half:]
+            share = (1 + deeper) * here["part"][half:]
             given = -torch.where(mine[..., half:], b * share, 0.0)
             parts.append(given)
             if half:
                 cross = here["vectors"][half:] @ here["vectors"][:half].T
                 along = along[..., :half] - geometry.combine(given, cross)
         if half:
-            excess = along[..., :half] - here["target"] + deeper[..., :half] * here["length"][:half]
+            reach = here["reach"]
+            if further is not None:
+                reach = torch.addcmul(reach, further[..., :half], here["length"][:half])
+            excess = along[..., :half] + reach
             excess = torch.where(mine[..., :half], excess, geometry.SHUT)
             begin = None if start is None else start[..., :half]
             sweeps, step = (self.sweeps, "step") if start is None else (self.again, "step again")
@@ -191,7 +204,7 @@ class Fleet:
                 solved = geometry.solve_in_steps(here[step], excess, sweeps, begin)
             else:
                 solved = geometry.solve(here["gram"], excess, sweeps, begin)
-            parts.insert(0, solved * here["part"][:half])
+            parts.insert(0, solved * here["part"][:half] if self._partial else solved)
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 

@@ -30,9 +30,9 @@ def _columns(panel: Panel, seen: Seen, place: Sequence[int]) -> list[list[tuple[
 def _held(panel: Panel, seen: Seen, place: Sequence[int]) -> dict[str, Tensor]:
     """By space, distance of each token over the borders of its terms ``[B, T, K]``; NaN where it is not asked."""
     found = {}
-    for space, (x, mask) in seen.items():
+    for space, (x, places) in seen.items():
         forms = panel.forms[space]
-        each, _ = forms.held(x, mask)
+        each, _ = forms.held(x, places)
         if not each.shape[-1]:
             continue
         each = each.detach().cpu()
@@ -41,7 +41,7 @@ def _held(panel: Panel, seen: Seen, place: Sequence[int]) -> dict[str, Tensor]:
             k = panel.detector_of(forms.owner[f])
             if k < len(place):
                 out[:, :, k] = torch.fmax(out[:, :, k], each[:, :, f] - panel.terms_border(forms.owner[f]))
-        if mask is not None:
-            out = out.masked_fill(~mask.cpu().unsqueeze(-1), math.nan)
+        if places is not None:
+            out = out.masked_fill(~places.mask.cpu().unsqueeze(-1), math.nan)
         found[space] = out[..., list(place)]
     return found

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-from . import geometry
 from .errors import SafeRegionError
 
 Tensor = torch.Tensor
@@ -88,6 +87,21 @@ def check_tensor(name: str, value: object, dims: int) -> None:
 LARGEST_VALUE = 1e12
 
 
+class Places(NamedTuple):
+    """What the tokens of a batch that may move have in common for all forms of a space.
+
+    Attributes:
+        mask: bool ``[B, T]``. successor: ``[B, T]``, place of the token that makes a pair with each, itself at the end
+            of a chunk and before one that may not move. number: ``[B, 1]`` float32, how many may move, at least 1.
+        share: ``[B, 1, T]``, of each token in the mean.
+    """
+
+    mask: Tensor
+    successor: Tensor
+    number: Tensor
+    share: Tensor
+
+
 class Forms:
     """All linear forms that are asked of one space: of token terms, of pair terms (own, then next), of mean and pooled
     terms, and last the coordinates along the movers' vectors; with the biases of every position."""
@@ -124,11 +138,11 @@ class Forms:
         self.size = torch.tensor(
             [float(t.weight[f].norm()) for _, t in (*tokens, *pairs, *whole) for f in range(len(t.weight))]
         )
-        self._at: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._at: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
         self._exponent: dict[torch.device, Tensor] = {}
 
-    def bias(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Biases ``[T, M]`` and the place of each token's successor ``[T]``, its own at the end of a chunk."""
+    def bias(self, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Biases ``[T, M]``, each token's successor ``[T]``, itself at the end of a chunk, and all places ``[T]``."""
         key = (length, device)
         found = self._at.get(key)
         if found is None:
@@ -138,38 +152,52 @@ class Forms:
                 at = torch.arange(length)
                 columns = [o.T[at % o.shape[1]] for o in self._offsets]
                 last = (at + 1 == length) | ((self.period > 1) & ((at + 1) % self.period == 0))
-                found = torch.cat(columns, 1).to(device), torch.where(last, at, at + 1).to(device)
+                bias, after = torch.cat(columns, 1), torch.where(last, at, at + 1)
+                found = bias.to(device), after.to(device), at.to(device)
             self._at[key] = found
         return found
 
-    def held(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores of each position: ``x`` [B, T, M] -> of token and pair facets [B, T, n], of the whole [B, w]."""
-        parts = [x[..., self.token]]
-        if self.pairs:
-            _, after = self.bias(x.shape[1], x.device)
-            own, following = x[..., self.own], x[..., self.next]
-            shifted = following.index_select(1, after)
-            if mask is not None:
-                shifted = torch.where(mask.index_select(1, after).unsqueeze(-1), shifted, following)
-            parts.append(own + shifted)
-        each = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        if mask is not None:
-            each = each.masked_fill(~mask.unsqueeze(-1), -torch.inf)
-        whole = geometry.mean(x[..., self.whole], mask)
-        return each, whole * self._grown(x, mask) if self._grows else whole
+    def places(self, mask: Tensor | None) -> Places | None:
+        """Of the tokens under a ``mask`` bool [B, T]."""
+        if mask is None:
+            return None
+        _, after, at = self.bias(mask.shape[1], mask.device)
+        successor = torch.where(mask.index_select(1, after), after, at) if self.pairs else at
+        number = mask.sum(1, keepdim=True, dtype=torch.float32).clamp_min(1)
+        return Places(mask, successor, number, (mask / number).unsqueeze(1))
 
-    def _grown(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def held(self, x: Tensor, places: Places | None) -> tuple[Tensor, Tensor]:
+        """Scores of each position: ``x`` [B, T, M] -> of token and pair facets [B, T, n], of the whole [B, w]."""
+        if self.pairs:
+            own, following = x[..., self.own], x[..., self.next]
+            if places is None:
+                shifted = following.index_select(1, self.bias(x.shape[1], x.device)[1])
+            else:
+                shifted = following.gather(1, places.successor.unsqueeze(-1).expand_as(following))
+            each = own + shifted
+            if self.token.stop:
+                each = torch.cat([x[..., self.token], each], -1)
+        else:
+            each = x[..., self.token]
+        if places is None:
+            whole = x[..., self.whole].mean(1)
+        else:
+            each = torch.where(places.mask.unsqueeze(-1), each, -torch.inf)
+            whole = torch.bmm(places.share, x[..., self.whole])[:, 0]
+        return each, whole * self._grown(x, places) if self._grows else whole
+
+    def _grown(self, x: Tensor, places: Places | None) -> Tensor:
         """What the scores of the whole are multiplied by, for the length of each prompt [B, w]."""
         if x.device not in self._exponent:
             with torch.inference_mode(False):
                 self._exponent[x.device] = self.growth.to(x.device)
-        tokens = x.new_full((len(x), 1), x.shape[1]) if mask is None else mask.sum(1, keepdim=True).clamp_min(1)
+        tokens = x.new_full((len(x), 1), x.shape[1]) if places is None else places.number
         found: Tensor = (tokens / USUAL) ** self._exponent[x.device]
         return found
 
-    def strongest(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Score of every facet: ``x`` [B, T, M] -> [B, F]; −inf where no token may move."""
-        each, whole = self.held(x, mask)
-        if not each.shape[1]:
-            return x.new_full((len(x), self.facets), -torch.inf)
-        return torch.cat([each.amax(1), whole], -1)
+    def strongest(self, x: Tensor, places: Places | None) -> list[Tensor]:
+        """Score of every facet: ``x`` [B, T, M] -> [B, F] in parts; −inf where no token may move."""
+        if not x.shape[1]:
+            return [x.new_full((len(x), self.facets), -torch.inf)]
+        each, whole = self.held(x, places)
+        return [each.amax(1), whole]

@@ -15,12 +15,13 @@ import torch
 from . import geometry
 from .atlas import Atlas, Motion
 from .conditioning import POOLED, TOKENS, Conditioning, Space
-from .detector import Seen
+from .detector import Panel, Seen
 from .direction import Direction
 from .errors import ConditioningError, SafeRegionError
 from .fingerprint import Fingerprint
 from .movers import Fleet, HalfSpaces
 from .reading import reading
+from .readout import Places
 from .report import Reading, Report
 
 Tensor = torch.Tensor
@@ -72,6 +73,7 @@ class SafeRegion:
         order = sorted(range(len(self.names)), key=lambda i: (self.names[i], self.directions[i].digest()))
         self._sorted = [self.directions[i] for i in order]
         self._power = [self.strengths[i] for i in order]
+        self._all_on = all(p > 0 for p in self._power)
         self._place = [order.index(i) for i in range(len(order))]
         fleets = {s: self._fleet(s) for s in dict.fromkeys(s for d in self._sorted for s in d.movers)}
         asked = [d.detector for d in self._sorted if d.detector is not None]
@@ -80,6 +82,9 @@ class SafeRegion:
         self._second = [k for k, _ in witnesses]
         detectors = [*asked, *(w for _, w in witnesses)] if self._asks else []
         self._atlas = Atlas(fleets, detectors)
+        self._first = self._atlas  # what is asked of every prompt: no witness, and nothing along the movers
+        if self._asks and mode == "project" and all(any(s in d.spaces() for d in asked) for s in fleets):
+            self._first = Atlas(fleets, asked, along=False)
         self._constants: dict[torch.device, dict[str, Tensor]] = {}
         self._windows: dict[tuple[int, ...], SafeRegion] = {}
         self._known: dict[object, None] = {}
@@ -89,32 +94,34 @@ class SafeRegion:
 
     # -- detect, move, verify ------------------------------------------------------------------------------------
 
-    def detect(self, seen: Seen) -> Tensor:
+    def detect(self, panel: Panel, seen: Seen) -> Tensor:
         """Distance of every concept over its border ``[B, K]``, in the region's own order; at most 0 inside."""
-        return self._distances(self._atlas.panel.scores(seen))
+        return panel.distances(panel.scores(seen))[:, : len(self._sorted)]
 
-    def _distances(self, scores: Tensor) -> Tensor:
-        return self._atlas.panel.distances(scores)[:, : len(self._sorted)]
+    def _open(self, far: Tensor) -> Tensor:
+        """Which concepts are open and switched on: bool [B, K]."""
+        opened = far > 0
+        return opened if self._all_on else opened & self._on(far.device)["on"]
 
-    def move(self, seen: Seen, opened: Tensor, depth: Tensor, before: Motion | None = None) -> Motion:
+    def move(self, seen: Seen, opened: Tensor, depth: Tensor | None = None, before: Motion | None = None) -> Motion:
         """The nearest point inside the half-spaces of the open concepts, and their offsets.
 
         Args:
-            opened: bool [B, K]. depth: [B, K], how much further in than the target, in displacements.
+            opened: bool [B, K]. depth: [B, K], how much further in than the target, in displacements (None: not).
             before: the motion to go on from.
         """
         amounts = {}
-        for space, (x, mask) in seen.items():
+        for space, (x, places) in seen.items():
             start = None if before is None else before.amounts[space]
             a = self._atlas.fleets[space].amounts(self._atlas.along(space, x), opened, depth, start)
-            amounts[space] = a if mask is None else torch.where(mask.unsqueeze(-1), a, 0.0)
+            amounts[space] = _under(places, a)
         return Motion(amounts, {} if before is None else before.rests)
 
-    def verify(self, scores: Tensor, opened: Tensor, slack: Tensor | None) -> Tensor:
+    def verify(self, scores: Tensor, opened: Tensor, borders: Tensor | None) -> Tensor:
         """What is open now in the prompts that move: bool [B, K], by the panel's ``scores`` of them. Of the concepts
         that were open their witness is asked too; others may be opened by the move. Concepts of a strength below 1 are
-        not asked: they go part of the way."""
-        far = self._atlas.panel.distances(scores, slack)
+        not asked: they go part of the way. ``borders``: those to be cleared."""
+        far = self._atlas.panel.distances(scores, borders)
         here = self._on(far.device)
         still = far > 0
         open_ = still[:, : len(self._sorted)]
@@ -122,29 +129,28 @@ class SafeRegion:
             open_ = open_ | still.index_select(1, here["witness"]) & here["witnessed"] & opened
         return open_ & opened.any(1, keepdim=True) & here["closes"]
 
-    def close(self, seen: Seen, opened: Tensor, slack: Tensor) -> Motion:
+    def close(self, seen: Seen, opened: Tensor, borders: Tensor) -> Motion:
         """Move and verify, further in by :data:`FURTHER` where a concept is open still, then the tokens that hold it
         to rest; it ends early where asking costs no synchronisation."""
-        depth = torch.zeros(opened.shape, device=opened.device)
-        motion = self.move(seen, opened, depth)
-        after, scores, still = self._look(seen, motion, opened, slack)
+        motion, depth = self.move(seen, opened), None
+        after, scores, still = self._look(seen, motion, opened, borders)
         for further in FURTHER:
             if geometry.none(still):
                 return motion
-            depth = torch.where(still & opened, further, depth)
+            depth = torch.where(still & opened, further, 0.0 if depth is None else depth)
             opened = opened | still
             motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)
-            after, scores, still = self._look(seen, motion, opened, slack)
+            after, scores, still = self._look(seen, motion, opened, borders)
         if geometry.none(still):
             return motion
-        over = self._atlas.panel.over(scores, slack) & still.index_select(1, self._on(still.device)["concept"])
+        over = self._atlas.panel.over(scores, borders) & still.index_select(1, self._on(still.device)["concept"])
         return Motion(motion.amounts, self._atlas.holding(after, over))
 
-    def _look(self, seen: Seen, motion: Motion, opened: Tensor, slack: Tensor) -> tuple[Seen, Tensor, Tensor]:
+    def _look(self, seen: Seen, motion: Motion, opened: Tensor, borders: Tensor) -> tuple[Seen, Tensor, Tensor]:
         """What the detectors see after a motion, their scores, and what is open."""
         after = self._atlas.after(seen, motion)
         scores = self._atlas.panel.scores(after)
-        return after, scores, self.verify(scores, opened, slack)
+        return after, scores, self.verify(scores, opened, borders)
 
     # -- once a generation ---------------------------------------------------------------------------------------
 
@@ -160,11 +166,12 @@ class SafeRegion:
         """
         self._fits(c)
         with geometry.exact(c.tokens.device):
-            seen = self._atlas.panel.read(c)
+            first = self._first.panel
+            seen = first.read(c)
             if self.mode != "project":
                 return self._always(c, seen)
-            far = self.detect(seen)
-            opened = (far > 0) & self._on(far.device)["on"]
+            far = self.detect(first, seen)
+            opened = self._open(far)
             flags = [opened.any(), *(x.sum() for x, _ in seen.values())]
             if c.mask is not None:
                 flags.append(c.mask.any())
@@ -172,13 +179,15 @@ class SafeRegion:
             _require_finite(sums[: len(seen)], seen)
             if c.mask is not None and not sums[-1] and c.pooled is None:
                 raise ConditioningError("The mask hides every token, so nothing could be guarded; give a mask of text.")
-            before = self._reading(far, seen)
+            before = self._reading(first, far, seen)
             if not is_open:
                 return c, self._report(before, before, opened.any(1), None)
-            moved = self._atlas.moved(c, self.close(seen, opened, self._atlas.slack(c)))
-            now = self._atlas.panel.read(moved)
-            scores = self._atlas.panel.scores(now)
-            after = self._reading(self._distances(scores), now)
+            panel = self._atlas.panel
+            seen = seen if panel is first else panel.read(c)
+            moved = self._atlas.moved(c, self.close(seen, opened, self._atlas.cleared(c)))
+            now = panel.read(moved)
+            scores = panel.scores(now)
+            after = self._reading(panel, panel.distances(scores)[:, : len(self._sorted)], now)
             unresolved = self.verify(scores, opened, None)
             return moved, self._report(before, after, opened.any(1), unresolved)
 
@@ -191,9 +200,9 @@ class SafeRegion:
         if not self._asks:
             raise SafeRegionError("Directions that can only steer have no border to score against.")
         with geometry.exact(c.tokens.device):
-            seen = self._atlas.panel.read(c)
+            seen = self._first.panel.read(c)
             _require_finite([float(x.sum()) for x, _ in seen.values()], seen)
-            return self._told(self.detect(seen))
+            return self._told(self.detect(self._first.panel, seen))
 
     # -- inside a graph ------------------------------------------------------------------------------------------
 
@@ -217,17 +226,16 @@ class SafeRegion:
     def _projected(self, c: Conditioning) -> Conditioning:
         self._spaces_fit(c)
         with geometry.exact(c.tokens.device):
-            seen = self._atlas.panel.read(c)
             if self.mode != "project":
-                return self._atlas.moved(c, self._everywhere(seen))
-            broken = {s: ~torch.isfinite(x.sum(-1)) for s, (x, _) in seen.items()}
-            whole = {s: self._atlas.at_rest(s, x, broken[s]) for s, (x, _) in seen.items()}
-            seen = {s: (whole[s], mask) for s, (_, mask) in seen.items()}
-            far = self.detect(seen)
-            opened = (far > 0) & self._on(far.device)["on"]
+                return self._atlas.moved(c, self._everywhere(self._atlas.panel.read(c)))
+            first = self._first if geometry.asks_freely(c.tokens.device) else self._atlas
+            seen, broken = first.whole(c)
+            opened = self._open(self.detect(first.panel, seen))
             if geometry.none(opened):
                 return self._atlas.moved(c, Motion({}, broken))
-            motion = self.close(seen, opened, self._atlas.slack(c))
+            if first is not self._atlas:
+                seen, broken = self._atlas.whole(c)
+            motion = self.close(seen, opened, self._atlas.cleared(c))
             rests = {s: b | motion.rests[s] if s in motion.rests else b for s, b in broken.items()}
             return self._atlas.moved(c, Motion(motion.amounts, rests))
 
@@ -251,7 +259,7 @@ class SafeRegion:
     def _everywhere(self, seen: Seen) -> Motion:
         """Steer: every token, always, by strength displacements. Erase: to the benign mean along all concepts."""
         amounts = {}
-        for space, (x, mask) in seen.items():
+        for space, (x, places) in seen.items():
             fleet = self._atlas.fleets[space]
             here, half = fleet.on(x.device), fleet.half
             if self.mode == "erase":
@@ -261,7 +269,7 @@ class SafeRegion:
                 fixed = (here["length"][:half] * here["strength"][:half]).expand(len(x), x.shape[1], -1)
                 given = (-b * here["strength"][half:]).expand(len(x), -1, -1)
                 a = torch.cat([fixed, given], -1)
-            amounts[space] = a if mask is None else torch.where(mask.unsqueeze(-1), a, 0.0)
+            amounts[space] = _under(places, a)
         return Motion(amounts, {})
 
     def _always(self, c: Conditioning, seen: Seen) -> tuple[Conditioning, Report]:
@@ -271,8 +279,10 @@ class SafeRegion:
         blank = Reading(nothing, lambda: [[] for _ in self.names], dict)
         before = after = blank
         if self._asks:
-            now = self._atlas.panel.read(moved)
-            before, after = self._reading(self.detect(seen), seen), self._reading(self.detect(now), now)
+            panel = self._atlas.panel
+            now = panel.read(moved)
+            before = self._reading(panel, self.detect(panel, seen), seen)
+            after = self._reading(panel, self.detect(panel, now), now)
         touched = [(v.rows != w.rows).flatten(1).any(1) for v, w in zip(c.views(), moved.views(), strict=True)]
         which = torch.stack([t.to(touched[0].device) for t in touched]).any(0)
         if not bool(which.any()):
@@ -281,8 +291,8 @@ class SafeRegion:
 
     # -- reports -------------------------------------------------------------------------------------------------
 
-    def _reading(self, far: Tensor, seen: Seen) -> Reading:
-        return reading(self._atlas.panel, seen, self._told(far), self._place)
+    def _reading(self, panel: Panel, far: Tensor, seen: Seen) -> Reading:
+        return reading(panel, seen, self._told(far), self._place)
 
     def _told(self, values: Tensor) -> Tensor:
         """``[B, K]`` in the order in which the concepts were given."""
@@ -347,6 +357,11 @@ class SafeRegion:
                     f"'{d.concept}' is told by {missing} alone, which this conditioning lacks, so it cannot be guarded."
                 )
         self._known[key] = None
+
+
+def _under(places: Places | None, amounts: Tensor) -> Tensor:
+    """The amounts of tokens that may move, 0 of others."""
+    return amounts if places is None else torch.where(places.mask.unsqueeze(-1), amounts, 0.0)
 
 
 def _where(prompts: Tensor, one: Motion, other: Motion) -> Motion:

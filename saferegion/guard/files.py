@@ -105,7 +105,7 @@ def _distances(detector: Detector, d: Direction) -> tuple[float, list[float]]:
     """How far the benign mean is over the border, and benign means moved towards the concept by some displacements."""
     panel = Panel([detector])
     cpu = torch.device("cpu")
-    calm: dict[str, tuple[Tensor, Tensor | None]] = {}
+    calm: dict[str, tuple[Tensor, None]] = {}
     steps: dict[str, Tensor] = {}
     for space in panel.forms:
         rest, mover, weight = d.rest[space], d.movers[space], panel.weight(space, cpu)
@@ -121,7 +121,7 @@ def _distances(detector: Detector, d: Direction) -> tuple[float, list[float]]:
     facets = max(len(s) for s in steps.values())
     far = []
     for count in DISPLACEMENTS:
-        seen: dict[str, tuple[Tensor, Tensor | None]] = {
+        seen: dict[str, tuple[Tensor, None]] = {
             space: (x + count * steps[space][torch.arange(facets) % len(steps[space])], None)
             for space, (x, _) in calm.items()
         }
