@@ -39,7 +39,7 @@ class Atlas:
         self.panel = Panel(detectors, {s: (f.vectors, f.bias) for s, f in fleets.items()} if along else None)
         self._shifts: dict[tuple[str, torch.device], Tensor] = {}
         self._rests: dict[tuple[str, int, torch.device], Tensor] = {}
-        self._owners: dict[tuple[str, torch.device], Tensor] = {}
+        self._parts: dict[tuple[str, torch.device], Tensor] = {}
 
     def along(self, space: str, x: Tensor) -> Tensor:
         """The coordinates along the movers' vectors ``[B, T, K]``."""
@@ -79,8 +79,9 @@ class Atlas:
         return torch.where(where.unsqueeze(-1), rest[:, : x.shape[-1]], x)
 
     def holding(self, seen: Seen, over: Tensor) -> dict[str, Tensor]:
-        """By space, tokens [B, T] that hold a term that is over (bool ``over`` [B, N]): those that lie above the benign
-        mean of their position in any part of it. Where they rest, every term is at most what it is at rest."""
+        """By space, tokens [B, T] that hold a term that is over (bool ``over`` of :meth:`Panel.over`): those that lie
+        above the benign mean of their position in any part of it. Where they rest, every term is at most what it is at
+        rest."""
         found = {}
         for space, (x, places) in seen.items():
             forms = self.panel.forms[space]
@@ -88,7 +89,7 @@ class Atlas:
                 continue
             asked = forms.along.start
             above = x[..., :asked] > self._at_rest(space, x.shape[1], x.device)[:, :asked]
-            holds = above & over.index_select(1, self._owner(space, x.device)).unsqueeze(1)
+            holds = above & (over.float() @ self._asked(space, x.device) > 0).unsqueeze(1)
             found[space] = holds.any(-1) if places is None else holds.any(-1) & places.mask
         return found
 
@@ -114,9 +115,12 @@ class Atlas:
 
     def cleared(self, c: Conditioning) -> Tensor:
         """The borders that must be cleared, for the dtype and size of these tokens; see :meth:`Panel.cleared`."""
-        sizes = [torch.linalg.vector_norm(r.float()) * max(1, r.numel()) ** -0.5 for r in (v.rows for v in c.views())]
-        size = sizes[0] if len(sizes) == 1 else torch.stack(sizes).amax()
-        return self.panel.cleared(c.tokens.dtype, size.nan_to_num(), tuple(self.panel.forms))
+        rows = [v.rows for v in c.views()]
+        sizes = [torch.linalg.vector_norm(r.float()) for r in rows]
+        per = [max(1, r.numel()) ** -0.5 for r in rows]
+        size = sizes[0] if len(sizes) == 1 else torch.stack([s * p for s, p in zip(sizes, per, strict=True)]).amax()
+        each = per[0] if len(sizes) == 1 else 1.0
+        return self.panel.cleared(c.tokens.dtype, size.nan_to_num(), each, tuple(self.panel.forms))
 
     def _shift(self, space: str, device: torch.device) -> Tensor:
         """``[K, M]``: what a step along each vector does to the coordinates that detectors ask."""
@@ -128,11 +132,11 @@ class Atlas:
                 self._shifts[key] = (self.fleets[space].vectors.double() @ weight).float().to(device)
         return self._shifts[key]
 
-    def _owner(self, space: str, device: torch.device) -> Tensor:
-        """``[M]``: the term of each coordinate that detectors ask."""
+    def _asked(self, space: str, device: torch.device) -> Tensor:
+        """``[K · most, M]``: 1 where a coordinate is part of what detectors ask, in their order."""
         key = (space, device)
-        if key not in self._owners:
+        if key not in self._parts:
             with torch.inference_mode(False):
-                columns = self.panel.forms[space].columns
-                self._owners[key] = torch.tensor(columns, dtype=torch.int64, device=device)
-        return self._owners[key]
+                terms = self.panel.on(torch.device("cpu"))["of terms"]
+                self._parts[key] = terms[:, self.panel.forms[space].columns].to(device)
+        return self._parts[key]

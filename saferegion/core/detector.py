@@ -81,7 +81,7 @@ class Panel:
     ) -> None:
         given = [d.given for d in detectors if d.given is not None]
         asked = [*detectors, *given]
-        self.count = len(detectors)
+        self.count, self.asked = len(detectors), len(asked)
         terms = [t for d in asked for t in d.terms]
         first = [sum(len(d.terms) for d in asked[:i]) for i in range(len(asked))]
         self.terms = tuple(terms)
@@ -200,19 +200,24 @@ class Panel:
         here = self.on(scores.device)
         return _sums(scores, here["pairs"]) - here["borders"]
 
-    def over(self, scores: Tensor, borders: Tensor) -> Tensor:
-        """Terms that are over their border of :meth:`cleared`, or part of a joint term that is: bool ``[B, N]``."""
+    def over(self, scores: Tensor, borders: Tensor | None = None) -> Tensor:
+        """Which terms and joint terms are over their borders, or over those of :meth:`cleared`, as detectors ask for
+        them: bool ``[B, K · most]``."""
         here = self.on(scores.device)
-        far = _sums(scores, here["asked pairs"]) - borders
-        found: Tensor = (far > 0).float() @ here["of terms"] > 0
+        return _sums(scores, here["asked pairs"]) > (here["asked borders"] if borders is None else borders)
+
+    def open(self, over: Tensor) -> Tensor:
+        """Which detectors are open, by :meth:`over`: bool ``[B, K]``."""
+        found = over if self.most == 1 else over.view(len(over), -1, self.most).any(-1)
+        if self.given:
+            found = found[:, : self.count] & found.index_select(1, self.on(over.device)["given"])
         return found
 
-    def distances(self, scores: Tensor, borders: Tensor | None = None) -> Tensor:
+    def distances(self, scores: Tensor) -> Tensor:
         """``[B, K]``: how far each detector is over its border, in benign deviations; at most 0 inside. Inside, terms
-        that a joint term sums count through the sum alone, which orders prompts better. ``borders``: of
-        :meth:`cleared`, where they must be cleared by more than nothing."""
+        that a joint term sums count through the sum alone, which orders prompts better."""
         here = self.on(scores.device)
-        columns = _sums(scores, here["asked pairs"]) - (here["asked borders"] if borders is None else borders)
+        columns = _sums(scores, here["asked pairs"]) - here["asked borders"]
         if self.joint:
             columns = torch.where(columns > here["floor"], columns, -torch.inf)
         found = columns if self.most == 1 else columns.view(len(columns), -1, self.most).amax(-1)
@@ -221,9 +226,9 @@ class Panel:
             found = torch.minimum(own, found.index_select(1, here["given"]))
         return found
 
-    def cleared(self, dtype: torch.dtype, size: Tensor, spaces: tuple[str, ...]) -> Tensor:
+    def cleared(self, dtype: torch.dtype, size: Tensor, per: float, spaces: tuple[str, ...]) -> Tensor:
         """Borders ``[K · most]``, as detectors ask for them, lowered so that rounding to ``dtype`` does not bring back
-        what clears them; ``size`` [] is the root mean square of the tokens' channels."""
+        what clears them; ``size`` [] times ``per`` is the root mean square of the tokens' channels."""
         device = size.device
         here = self.on(device)
         key = f"lowered {dtype} {spaces}"
@@ -237,7 +242,7 @@ class Panel:
                 pairs = self._home["asked pairs"].view(2, -1)
                 here[key] = (-ROUNDING * torch.finfo(dtype).eps * norm[pairs].sum(0)).to(device)
                 here["lowered"] = here["asked borders"] - MARGIN
-        return torch.addcmul(here["lowered"], here[key], size)
+        return torch.addcmul(here["lowered"], here[key], size, value=per)
 
 
 def _sums(scores: Tensor, pairs: Tensor) -> Tensor:

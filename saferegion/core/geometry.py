@@ -109,15 +109,20 @@ def sweeps(gram: Tensor) -> int:
     return MOST_SWEEPS if not math.isfinite(root) else min(MOST_SWEEPS, math.ceil(root * -math.log(SETTLED)))
 
 
-def step(gram: Tensor, count: int) -> Tensor:
-    """One of ``count`` sweeps of :func:`solve` as a matrix ``[4K, 4K]``, K > 0: [a, the a before, excess above 0,
-    excess below 0] times it, clamped at 0, is the next; nothing of that is ever negative, so what stays passes."""
+def steps(gram: Tensor, count: int) -> Tensor:
+    """``count`` sweeps of :func:`solve` as products that are clamped at 0, ``[6K + 1, 4K]``, K > 0.
+
+    A state [a, the a before, excess above 0, excess below 0] is never negative, so what is to stay passes the clamp.
+    Rows 0 to K make the first state of an excess, rows K to 2K of the coefficients to go on from beside it, 4K rows
+    the next state of a state; the last row is zero.
+    """
     most = gram.abs().sum(-1).amax()
     one = torch.eye(len(gram), device=gram.device)
     kept, share, none, carry = one - gram / most, one / most, torch.zeros_like(one), _carry(count)
-    rows = [[(1 + carry) * kept, one, none, none], [-carry * kept, none, none, none]]
+    rows = [[share, none, one, -one], [kept, one, none, none]]
+    rows += [[(1 + carry) * kept, one, none, none], [-carry * kept, none, none, none]]
     rows += [[share, none, one, none], [-share, none, none, one]]
-    return torch.cat([torch.cat(r, 1) for r in rows])
+    return torch.cat([*(torch.cat(r, 1) for r in rows), torch.zeros(1, 4 * len(gram), device=gram.device)])
 
 
 def _carry(count: int) -> float:
@@ -126,14 +131,17 @@ def _carry(count: int) -> float:
     return (root - 1) / (root + 1)
 
 
-def solve_in_steps(step: Tensor, excess: Tensor, count: int, start: Tensor | None = None) -> Tensor:
-    """As :func:`solve`, by :func:`step`: one kernel a sweep, for devices where starting one costs more than the
+def solve_in_steps(steps: Tensor, excess: Tensor, count: int, start: Tensor | None = None) -> Tensor:
+    """As :func:`solve`, by :func:`steps`: one kernel a sweep, for devices where starting one costs more than the
     product."""
     size, rows = excess.shape[-1], excess.flatten(0, 1)
-    begin = torch.zeros_like(rows) if start is None else start.flatten(0, 1)
-    state, none = torch.cat([begin, begin, rows, -rows], 1).clamp_min(0), torch.zeros_like(step[0])
-    for _ in range(count):
-        state = torch._addmm_activation(none, state, step)  # max(0, none + state step)
+    first, step, none = steps[: 2 * size], steps[2 * size : -1], steps[-1]
+    if start is None:
+        state = torch._addmm_activation(none, rows, first[:size])  # max(0, none + rows first)
+    else:
+        state = torch._addmm_activation(none, torch.cat([rows, start.flatten(0, 1)], 1), first)
+    for _ in range(count - 1):
+        state = torch._addmm_activation(none, state, step)
     return state.view(*excess.shape[:2], -1)[..., :size]
 
 

@@ -119,8 +119,8 @@ class Fleet:
             "owner": torch.tensor(owner, dtype=torch.int64),
             "vectors": self.vectors,
             "gram": gram,
-            "step": geometry.step(gram, self.sweeps) if self.sweeps else gram,
-            "step again": geometry.step(gram, self.again) if self.sweeps else gram,
+            "steps": geometry.steps(gram, self.sweeps) if self.sweeps else gram,
+            "steps again": geometry.steps(gram, self.again) if self.sweeps else gram,
             "inverse": torch.linalg.pinv(gram.double(), rtol=PARALLEL, hermitian=True).float(),
             "target": torch.cat([*(m.target for _, m in half), torch.zeros(0)]),
             "length": torch.cat(length),
@@ -199,9 +199,9 @@ class Fleet:
             excess = along[..., :half] + reach
             excess = torch.where(mine[..., :half], excess, geometry.SHUT)
             begin = None if start is None else start[..., :half]
-            sweeps, step = (self.sweeps, "step") if start is None else (self.again, "step again")
+            sweeps, steps = (self.sweeps, "steps") if start is None else (self.again, "steps again")
             if sweeps and excess.device.type != "cpu":
-                solved = geometry.solve_in_steps(here[step], excess, sweeps, begin)
+                solved = geometry.solve_in_steps(here[steps], excess, sweeps, begin)
             else:
                 solved = geometry.solve(here["gram"], excess, sweeps, begin)
             parts.insert(0, solved * here["part"][:half] if self._partial else solved)

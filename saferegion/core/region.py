@@ -117,40 +117,41 @@ class SafeRegion:
             amounts[space] = _under(places, a)
         return Motion(amounts, {} if before is None else before.rests)
 
-    def verify(self, scores: Tensor, opened: Tensor, borders: Tensor | None) -> Tensor:
-        """What is open now in the prompts that move: bool [B, K], by the panel's ``scores`` of them. Of the concepts
-        that were open their witness is asked too; others may be opened by the move. Concepts of a strength below 1 are
-        not asked: they go part of the way. ``borders``: those to be cleared."""
-        far = self._atlas.panel.distances(scores, borders)
-        here = self._on(far.device)
-        still = far > 0
-        open_ = still[:, : len(self._sorted)]
-        if self._second:
+    def verify(self, over: Tensor, opened: Tensor) -> Tensor:
+        """What is open now in the prompts that move: bool [B, K], by what is ``over`` its border. Of the concepts that
+        were open their witness is asked too; others may be opened by the move. Concepts of a strength below 1 are not
+        asked: they go part of the way."""
+        here, count = self._on(over.device), len(self._sorted)
+        still = self._atlas.panel.open(over)
+        open_ = still[:, :count]
+        if len(self._second) == count:
+            open_ = open_ | still[:, count : 2 * count] & opened
+        elif self._second:
             open_ = open_ | still.index_select(1, here["witness"]) & here["witnessed"] & opened
         return open_ & opened.any(1, keepdim=True) & here["closes"]
 
     def close(self, seen: Seen, opened: Tensor, borders: Tensor) -> Motion:
         """Move and verify, further in by :data:`FURTHER` where a concept is open still, then the tokens that hold it
-        to rest; it ends early where asking costs no synchronisation."""
+        to rest; it ends early where asking costs no synchronisation. ``borders``: those to be cleared."""
         motion, depth = self.move(seen, opened), None
-        after, scores, still = self._look(seen, motion, opened, borders)
+        after, over, still = self._look(seen, motion, opened, borders)
         for further in FURTHER:
             if geometry.none(still):
                 return motion
             depth = torch.where(still & opened, further, 0.0 if depth is None else depth)
             opened = opened | still
             motion = _where(still.any(1), self.move(seen, opened, depth, motion), motion)
-            after, scores, still = self._look(seen, motion, opened, borders)
+            after, over, still = self._look(seen, motion, opened, borders)
         if geometry.none(still):
             return motion
-        over = self._atlas.panel.over(scores, borders) & still.index_select(1, self._on(still.device)["concept"])
+        over = over & still.index_select(1, self._on(still.device)["concept"])
         return Motion(motion.amounts, self._atlas.holding(after, over))
 
     def _look(self, seen: Seen, motion: Motion, opened: Tensor, borders: Tensor) -> tuple[Seen, Tensor, Tensor]:
-        """What the detectors see after a motion, their scores, and what is open."""
+        """What the detectors see after a motion, what is over its border, and which concepts are open."""
         after = self._atlas.after(seen, motion)
-        scores = self._atlas.panel.scores(after)
-        return after, scores, self.verify(scores, opened, borders)
+        over = self._atlas.panel.over(self._atlas.panel.scores(after), borders)
+        return after, over, self.verify(over, opened)
 
     # -- once a generation ---------------------------------------------------------------------------------------
 
@@ -188,7 +189,7 @@ class SafeRegion:
             now = panel.read(moved)
             scores = panel.scores(now)
             after = self._reading(panel, panel.distances(scores)[:, : len(self._sorted)], now)
-            unresolved = self.verify(scores, opened, None)
+            unresolved = self.verify(panel.over(scores), opened)
             return moved, self._report(before, after, opened.any(1), unresolved)
 
     def score(self, c: Conditioning) -> Tensor:
@@ -321,7 +322,7 @@ class SafeRegion:
         if here is None:
             count, panel = len(self._sorted), self._atlas.panel
             witness = [count + self._second.index(k) if k in self._second else 0 for k in range(count)]
-            detector = [panel.detector_of(i) for i in range(len(panel.terms))]
+            detector = [slot // panel.most for slot in range(panel.most * panel.asked)]
             concept = [d if d < count else self._second[d - count] if d < panel.count else 0 for d in detector]
             with torch.inference_mode(False):
                 here = {

@@ -94,6 +94,6 @@ def test_one_product_a_step_says_the_same(count: int, again: bool) -> None:
     start = torch.rand(2, 5, count, generator=draw) if again else None
     sweeps = geometry.sweeps(gram)
     one = geometry.solve(gram, excess, sweeps, start)
-    steps = geometry.solve_in_steps(geometry.step(gram, sweeps), excess, sweeps, start)
+    steps = geometry.solve_in_steps(geometry.steps(gram, sweeps), excess, sweeps, start)
     assert sweeps > 1 and steps.shape == one.shape
     assert torch.allclose(steps, one, rtol=1e-5, atol=1e-4) and float(steps.min()) >= 0

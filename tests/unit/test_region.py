@@ -24,6 +24,7 @@ from saferegion import (
     Term,
     UnresolvedError,
 )
+from saferegion.core import geometry
 from saferegion.core.errors import ConditioningError, EncoderMismatchError
 from saferegion.core.fingerprint import Fingerprint
 
@@ -392,3 +393,14 @@ def test_erase_is_never_said_to_be_stronger_than_whole() -> None:
     region = SafeRegion(directions(Shape(concepts=2), 3), strength=7.0, mode="erase")
     assert region.strengths == (1.0, 1.0)
     assert region.apply(conditioning(Shape(), 4))[1].strengths == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_graph_says_what_is_said_where_it_may_end_early(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = Shape(concepts=1 + 2 * seed, width=16, facets=1 + seed % 2, given=seed % 3 == 2)
+    region = SafeRegion(directions(shape, seed))
+    batch = conditioning(shape, seed, batch=6, length=9, scale=1.5)
+    wanted = region.project(batch.tokens, batch.mask)
+    monkeypatch.setattr(geometry, "asks_freely", lambda _: False)
+    assert same_bits(region.project(batch.tokens, batch.mask), wanted)
+    assert same_bits(region.apply(batch)[0].tokens, wanted)
