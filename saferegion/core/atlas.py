@@ -116,7 +116,9 @@ class Atlas:
     def cleared(self, c: Conditioning) -> Tensor:
         """The borders that must be cleared, for the dtype and size of these tokens; see :meth:`Panel.cleared`."""
         rows = [v.rows for v in c.views()]
-        sizes = [torch.linalg.vector_norm(r.float()) for r in rows]
+        sizes = [
+            torch.linalg.vector_norm(r.float() if r.dtype is torch.float64 else r, dtype=torch.float32) for r in rows
+        ]
         per = [max(1, r.numel()) ** -0.5 for r in rows]
         size = sizes[0] if len(sizes) == 1 else torch.stack([s * p for s, p in zip(sizes, per, strict=True)]).amax()
         each = per[0] if len(sizes) == 1 else 1.0

@@ -100,11 +100,10 @@ class Panel:
         self.joint, self.most = bool(sums), most
         summed = torch.zeros(len(borders), dtype=torch.bool).scatter(0, pairs[:, len(terms) :].flatten(), True)
         self._home: dict[str, Tensor] = {
-            "borders": borders,
-            "pairs": pairs.flatten(),  # of a column: the two scores that it sums, the second 0 where it is a term
             "columns": slots,
-            "asked borders": borders[slots.flatten()],  # the same in the order in which detectors ask for them
-            "asked pairs": pairs[:, slots.flatten()].flatten(),
+            "place": torch.tensor([slots.flatten().tolist().index(i) for i in range(len(borders))], dtype=torch.int64),
+            "borders": borders[slots.flatten()],
+            "pairs": pairs[:, slots.flatten()].flatten(),  # terms that are summed, N for nothing
             "floor": torch.where(summed, 0.0, -torch.inf)[slots.flatten()],
             "of terms": _incidence(pairs[:, slots.flatten()], len(terms)),
         }
@@ -131,13 +130,16 @@ class Panel:
 
     def terms_border(self, term: int) -> float:
         """Threshold of a term."""
-        return float(self._home["borders"][term])
+        return float(self._home["borders"][self._home["place"][term]])
 
     def names(self, detector: int) -> list[tuple[int, list[Readout]]]:
         """Columns of a detector: number, and the readouts that it sums."""
-        count, pairs = len(self.terms), self._home["pairs"].view(2, -1).T.tolist()
-        own = dict.fromkeys(self._home["columns"][detector].tolist())
-        return [(i, [self.terms[t].readout for t in pairs[i] if t < count]) for i in own]
+        own = self._home["columns"][detector].tolist()
+        pairs = self._home["pairs"].view(2, self.asked, self.most)[:, detector].T.tolist()
+        named = {
+            i: [self.terms[t].readout for t in pair if t < len(self.terms)] for i, pair in zip(own, pairs, strict=True)
+        }
+        return list(named.items())
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         """Constants on ``device``."""
@@ -174,13 +176,14 @@ class Panel:
         return geometry.coordinates(rows, weight, forms.bias(rows.shape[1], device)[0])
 
     def scores(self, seen: Seen) -> Tensor:
-        """Scores of all terms and a zero ``[B, N + 1]``, in benign deviations."""
+        """What detectors ask for, in their order: of a term its score, in benign deviations, and 0, of a joint term the
+        scores that it sums; ``[B, 2 · K · most]``, first all of the first, then all of the second."""
         parts = [part for space, (x, places) in seen.items() for part in self.forms[space].strongest(x, places)]
         index, ends = self._order(tuple(seen), parts[0].device)
         return _strongest_of(torch.cat([*parts, ends.expand(len(parts[0]), 2)], -1), index)
 
     def _order(self, spaces: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Columns of the facets of every term and of the zero ``[N + 1, most]``; and what stands in the last two
+        """Columns of the facets of what detectors ask for ``[2 · K · most, facets]``; and what stands in the last two
         columns ``[1, 2]``: the zero, and −inf for terms that have no facet here."""
         key = (spaces, device)
         found = self._orders.get(key)
@@ -191,20 +194,20 @@ class Panel:
             most = max((len(f) for f in facets), default=1)
             rows = [[*f, *f[:1] * (most - len(f))] for f in [*facets, [count]]]
             with torch.inference_mode(False):
-                index, ends = torch.tensor(rows, dtype=torch.int64), torch.tensor([[0.0, -torch.inf]])
+                index = torch.tensor(rows, dtype=torch.int64)[self._home["pairs"]]
+                ends = torch.tensor([[0.0, -torch.inf]])
                 found = self._orders[key] = index.to(device), ends.to(device)
         return found
 
     def columns(self, scores: Tensor) -> Tensor:
         """Distances over the borders of terms and joint terms ``[B, N + J]``."""
         here = self.on(scores.device)
-        return _sums(scores, here["pairs"]) - here["borders"]
+        return (_sums(scores) - here["borders"]).index_select(1, here["place"])
 
     def over(self, scores: Tensor, borders: Tensor | None = None) -> Tensor:
         """Which terms and joint terms are over their borders, or over those of :meth:`cleared`, as detectors ask for
         them: bool ``[B, K · most]``."""
-        here = self.on(scores.device)
-        return _sums(scores, here["asked pairs"]) > (here["asked borders"] if borders is None else borders)
+        return _sums(scores) > (self.on(scores.device)["borders"] if borders is None else borders)
 
     def open(self, over: Tensor) -> Tensor:
         """Which detectors are open, by :meth:`over`: bool ``[B, K]``."""
@@ -217,7 +220,7 @@ class Panel:
         """``[B, K]``: how far each detector is over its border, in benign deviations; at most 0 inside. Inside, terms
         that a joint term sums count through the sum alone, which orders prompts better."""
         here = self.on(scores.device)
-        columns = _sums(scores, here["asked pairs"]) - here["asked borders"]
+        columns = _sums(scores) - here["borders"]
         if self.joint:
             columns = torch.where(columns > here["floor"], columns, -torch.inf)
         found = columns if self.most == 1 else columns.view(len(columns), -1, self.most).amax(-1)
@@ -239,15 +242,15 @@ class Panel:
                     forms = self.forms[space]
                     for f, i in enumerate(forms.owner):
                         norm[i] = max(norm[i], forms.size[f])
-                pairs = self._home["asked pairs"].view(2, -1)
+                pairs = self._home["pairs"].view(2, -1)
                 here[key] = (-ROUNDING * torch.finfo(dtype).eps * norm[pairs].sum(0)).to(device)
-                here["lowered"] = here["asked borders"] - MARGIN
+                here["lowered"] = here["borders"] - MARGIN
         return torch.addcmul(here["lowered"], here[key], size, value=per)
 
 
-def _sums(scores: Tensor, pairs: Tensor) -> Tensor:
-    """Sums of two columns each: ``scores`` [B, N + 1], ``pairs`` [2 · C] -> [B, C]."""
-    left, right = scores.index_select(1, pairs).chunk(2, 1)
+def _sums(scores: Tensor) -> Tensor:
+    """``[B, 2 · C]`` -> [B, C]."""
+    left, right = scores.chunk(2, 1)
     return left + right
 
 

@@ -73,7 +73,7 @@ class SafeRegion:
         order = sorted(range(len(self.names)), key=lambda i: (self.names[i], self.directions[i].digest()))
         self._sorted = [self.directions[i] for i in order]
         self._power = [self.strengths[i] for i in order]
-        self._all_on = all(p > 0 for p in self._power)
+        self._all_on, self._partial = all(p > 0 for p in self._power), any(p < 1 for p in self._power)
         self._place = [order.index(i) for i in range(len(order))]
         fleets = {s: self._fleet(s) for s in dict.fromkeys(s for d in self._sorted for s in d.movers)}
         asked = [d.detector for d in self._sorted if d.detector is not None]
@@ -128,7 +128,9 @@ class SafeRegion:
             open_ = open_ | still[:, count : 2 * count] & opened
         elif self._second:
             open_ = open_ | still.index_select(1, here["witness"]) & here["witnessed"] & opened
-        return open_ & opened.any(1, keepdim=True) & here["closes"]
+        if self._partial:
+            open_ = open_ & here["closes"]
+        return open_ & opened.any(1, keepdim=True)
 
     def close(self, seen: Seen, opened: Tensor, borders: Tensor) -> Motion:
         """Move and verify, further in by :data:`FURTHER` where a concept is open still, then the tokens that hold it
