@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from saferegion.core.region import MODES, STRONGEST
+from saferegion.guard.presets import NORMAL, PRESETS
 
 from .refusal import SafeRegionRefused
 
@@ -22,6 +23,10 @@ OWN_WORDS = "own-words"
 KEY = "Safe region"
 """Infotext: the concepts; every other key starts with it."""
 _NONE = "own words only"
+_BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""No picture's parameters can hold these."""
+_SPECIAL = re.compile(r'[%,"\\\r\n]')
+_ESCAPED = re.compile(r"%(25|2C|22|5C|0D|0A|20)")
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Arguments:
         sentences: with ``{}`` where the words go.
         guard_negative: whether the negative prompt is guarded too.
         heat_map: whether the gallery gets a picture of each token's distance from the border.
+        preset: ``gentle``, ``normal`` or ``strict``: where every border lies.
     """
 
     enabled: bool = False
@@ -50,16 +56,23 @@ class Arguments:
     sentences: tuple[str, ...] = ()
     guard_negative: bool = False
     heat_map: bool = False
+    preset: str = NORMAL
 
     @classmethod
     def parse(
-        cls, values: Sequence[Any], default_concepts: Sequence[str] = (), axes: Mapping[str, Any] | None = None
+        cls,
+        values: Sequence[Any],
+        default_concepts: Sequence[str] = (),
+        axes: Mapping[str, Any] | None = None,
+        default_on: bool = False,
     ) -> Arguments:
         """From positional values or from one mapping of names to values; ``None`` and what is left out are defaults.
 
-        With ``enabled`` false nothing else is looked at, but unknown names are refused always.
+        With ``enabled`` false nothing else is looked at, but unknown names are refused always. Whoever writes ``None``
+        for ``enabled`` where the default is off is refused: it may be a mistake, and would go unguarded.
 
         Args:
+            default_concepts, default_on: what the host's settings say.
             axes: values that take the place of ``values``, by name; ``strengths`` are added to those that there are.
 
         Raises:
@@ -69,7 +82,14 @@ class Arguments:
         added = axes.pop("strengths", {})
         given = {**_named(values), **axes}
         enabled = given.get("enabled")
-        if enabled is not None and not isinstance(enabled, bool):
+        if enabled is None:
+            if values and not default_on:
+                raise SafeRegionRefused(
+                    "Safe Region: 'enabled' is null, and it is off by default in the settings of this webui: say true "
+                    "or false."
+                )
+            given["enabled"] = enabled = default_on
+        if not isinstance(enabled, bool):
             raise _wrong("enabled", "true or false", enabled)
         if not enabled:
             return cls()
@@ -99,7 +119,7 @@ class Arguments:
         """Keys and values for a picture's parameters: all that differs from the defaults."""
         if not self.enabled:
             return {}
-        texts = {KEY: ", ".join(self.concepts) or _NONE}
+        texts = {KEY: joined(self.concepts) or _NONE}
         for name, label in _LABELS.items():
             value = getattr(self, name)
             if value != _DEFAULTS[name]:
@@ -107,16 +127,35 @@ class Arguments:
         return texts
 
 
+def joined(parts: Iterable[str]) -> str:
+    """Texts as one, with commas between; what would be lost in a picture's parameters is written ``%2C``, as in web
+    addresses. :func:`separated` reads it."""
+    return ", ".join(_written(part) for part in parts)
+
+
+def separated(text: str) -> list[str]:
+    return [_read_back(part.strip()) for part in text.split(",") if part.strip()]
+
+
+def _written(text: str) -> str:
+    inner = _SPECIAL.sub(lambda m: f"%{ord(m[0]):02X}", text)
+    return re.sub(r"^ | $", "%20", inner)
+
+
+def _read_back(text: str) -> str:
+    return _ESCAPED.sub(lambda m: chr(int(m[1], 16)), text)
+
+
 def show(name: str, value: Any) -> Any:
     """The value of an argument as its control on the page shows it."""
     if name == "concepts":
         return list(value)
     if name == "strengths":
-        return ", ".join(f"{concept}: {strength:g}" for concept, strength in value)
+        return ", ".join(f"{_written(concept)}: {strength:g}" for concept, strength in value)
     if name in ("avoid", "instead"):
-        return ", ".join(value)
+        return joined(value)
     if name == "sentences":
-        return "\n".join(value)
+        return "\n".join(_written(sentence).replace("%2C", ",") for sentence in value)
     return value
 
 
@@ -128,7 +167,7 @@ def pasted(name: str, parameters: Mapping[str, Any]) -> Any:
         return True
     if name == "concepts":
         text = str(parameters[KEY])
-        return [] if text == _NONE else [part.strip() for part in text.split(",") if part.strip()]
+        return [] if text == _NONE else separated(text)
     default = show(name, _DEFAULTS[name])
     written = parameters.get(f"{KEY} {_LABELS[name]}")
     if written is None:
@@ -176,6 +215,12 @@ def _bool(name: str, value: Any) -> bool:
     return value
 
 
+def _preset(name: str, value: Any) -> str:
+    if not isinstance(value, str) or value not in PRESETS:
+        raise _wrong(name, f"one of {', '.join(PRESETS)}", value)
+    return value
+
+
 def _strength(name: str, value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not 0 <= value <= STRONGEST:
@@ -189,7 +234,7 @@ def _strengths(name: str, value: Any) -> tuple[tuple[str, float], ...]:
         for part in _split(name, value, r"[,\n]"):
             concept, colon, number = part.rpartition(":")
             try:
-                pairs.append((concept.strip(), float(number)))
+                pairs.append((_read_back(concept.strip()), float(number)))
             except ValueError:
                 colon = ""
             if not colon or not concept.strip():
@@ -203,7 +248,7 @@ def _strengths(name: str, value: Any) -> tuple[tuple[str, float], ...]:
 
 
 def _mode(name: str, value: Any) -> str:
-    if value not in MODES:
+    if not isinstance(value, str) or value not in MODES:
         raise _wrong(name, f"one of {', '.join(MODES)}", value)
     return str(value)
 
@@ -211,19 +256,25 @@ def _mode(name: str, value: Any) -> str:
 def _split(name: str, value: str, pattern: str) -> list[str]:
     if len(value) > LONGEST:
         raise _wrong(name, f"at most {LONGEST} characters long", value)
+    if _BROKEN.search(value):
+        raise _wrong(name, "text without control characters", value)
     return [part.strip() for part in re.split(pattern, value) if part.strip()]
 
 
 def _texts(name: str, value: Any, pattern: str) -> tuple[str, ...]:
     if isinstance(value, str):
-        parts = _split(name, value, pattern)
+        parts = [_read_back(part) for part in _split(name, value, pattern)]
     elif isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-        parts = [part for v in value for part in _split(name, v, r"\n")]
+        parts = [part for v in value for part in _split(name, v, _WHOLE if name == "concepts" else r"\n")]
     else:
         raise _wrong(name, "text or a list of texts", value)
     if len(parts) > MOST:
         raise _wrong(name, f"at most {MOST} entries", parts)
     return tuple(dict.fromkeys(parts))
+
+
+_WHOLE = r"(?!)"
+"""A name is never split: those of files may hold anything."""
 
 
 def _words(name: str, value: Any) -> tuple[str, ...]:
@@ -249,4 +300,5 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "sentences": _sentences,
     "guard_negative": _bool,
     "heat_map": _bool,
+    "preset": _preset,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from saferegion.learn.recipes import Concept
 from saferegion.learn.settings import CompileSettings
 
 from .arguments import OWN_WORDS, Arguments
-from .encoder import HostEncoder, Loaded, without_extra_networks
+from .encoder import HostEncoder, Loaded
+from .host import without_extra_networks
 from .refusal import SafeRegionRefused
 
 KEPT_ENCODERS = 4
@@ -64,6 +66,13 @@ class Guards:
 
     def __init__(self) -> None:
         self._known: list[_Known] = []
+        self.preparing: str | None = None
+        """What is being prepared just now, in words; None: nothing."""
+
+    def ready(self, checkpoint: Any) -> list[str]:
+        """Names of the concepts that are ready for the encoder of ``checkpoint``."""
+        known = self._of(checkpoint)
+        return [] if known is None else sorted(d.concept for d in known.directions.values())
 
     def forget(self) -> None:
         self._known.clear()
@@ -88,7 +97,9 @@ class Guards:
         known = self._prepared(checkpoint, wanted, networks, minors=True)
         names = [c if isinstance(c, str) else c.name for c in wanted.values()]
         choices = (Choice(n, arguments.strength_of(n), arguments.mode) for n in names)
-        guard = Guard.of(Selection(tuple(choices)), [known.directions[k] for k in wanted], known.minors)
+        guard = Guard.of(
+            Selection(tuple(choices), arguments.preset), [known.directions[k] for k in wanted], known.minors
+        )
         known.guards[key] = guard
         while len(known.guards) > KEPT_GUARDS:
             known.guards.popitem(last=False)
@@ -132,7 +143,8 @@ class Guards:
                 self._known = [known, *self._known[: KEPT_ENCODERS - 1]]
             titles = ", ".join(c if isinstance(c, str) else c.title for c in missing.values())
             concepts = list(missing.values())
-            with _progress(titles or "the baseline for minors") as progress:
+            self.preparing = titles or "the baseline for minors"
+            with _progress(self) as progress:
                 if minors and known.minors is None:
                     made, known.minors = library().guarding(concepts, known.encoder, progress, known.settings)
                 else:
@@ -168,21 +180,36 @@ def _wanted(names: Sequence[str], own: Concept | None = None) -> Wanted:
     return wanted if own is None else {**wanted, (own, neutral): own}
 
 
+speed: list[float] = []
+"""Seconds a prompt took when something was prepared last."""
+
+
+def spell(seconds: float) -> str:
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(guards: Guards) -> Iterator[Callable[[int, int], None]]:
     """The webui's own progress bar, which afterwards shows what it showed before."""
     from modules import shared
 
     state = shared.state
     before = (state.textinfo, state.sampling_step, state.sampling_steps)
 
+    begun = time.monotonic()
+
     def progress(done: int, total: int) -> None:
         if state.interrupted:
             raise SafeRegionRefused("Safe Region was interrupted before its concepts were ready; no picture was made.")
-        state.textinfo = f"Safe Region prepares {what}: {done} of {total} prompts"
+        each = (time.monotonic() - begun) / done if done else 0.0
+        if done:
+            speed[:] = [each]
+        left = f", {spell(each * (total - done))} left" if done else ""
+        state.textinfo = f"Safe Region prepares {guards.preparing}: {done} of {total} prompts{left}; Interrupt stops it"
         state.sampling_step, state.sampling_steps = done, total
 
     try:
         yield progress
     finally:
+        guards.preparing = None
         state.textinfo, state.sampling_step, state.sampling_steps = before

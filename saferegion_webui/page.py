@@ -1,105 +1,29 @@
-"""The controls in txt2img and img2img, the settings, and the axes of X/Y/Z."""
+"""The settings, what parameters of a picture set the controls to, and the axes of X/Y/Z."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from saferegion.core.region import MODES, STRONGEST
+from saferegion.core.region import MODES
 from saferegion.guard.library import OWN
 
-from .arguments import NAMES, Arguments, pasted
+from .arguments import NAMES, Arguments, joined, pasted, separated
 from .guards import concept_names
+from .settings import DEFAULT_CONCEPTS, default_concepts, option
 
 TITLE = "Safe Region"
-DEFAULT_CONCEPTS = ("nudity", "violence", "self-harm")
 
 
-def option(name: str, default: Any) -> Any:
-    from modules import shared
-
-    return getattr(shared.opts, f"safe_region_{name}", default)
-
-
-def default_concepts() -> list[str]:
-    chosen = option("concepts", list(DEFAULT_CONCEPTS))
-    return [name for name in chosen if isinstance(name, str)] if isinstance(chosen, list | tuple) else []
+def check_request(values: Sequence[Any]) -> None:
+    """Refuse what a request gives for this script's arguments where it cannot be understood."""
+    Arguments.parse(values, default_concepts(), default_on=bool(option("default_on", False)))
 
 
 def listed(names: Iterable[str]) -> list[str]:
     """Concepts as the page lists them: settings and parameters may hold the plain names of the user's own."""
     known = concept_names()
     return [OWN + name if name not in known and OWN + name in known else name for name in names]
-
-
-def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
-    """The script's components by the names of its arguments, in their order; makes nothing else."""
-    import gradio as gr
-    from modules.ui_common import create_refresh_button
-    from modules.ui_components import InputAccordion
-
-    names = concept_names()
-    with InputAccordion(bool(option("default_on", False)), label=TITLE, elem_id=elem_id("enabled")) as enabled:
-        with gr.Row():
-            concepts = gr.Dropdown(
-                choices=names,
-                value=[name for name in listed(default_concepts()) if name in names],
-                multiselect=True,
-                label="Concepts to keep out",
-                elem_id=elem_id("concepts"),
-            )
-            create_refresh_button(
-                concepts, lambda: None, lambda: {"choices": concept_names()}, elem_id("refresh_concepts")
-            )
-        with gr.Row():
-            strength = gr.Slider(
-                minimum=0.0,
-                maximum=STRONGEST,
-                step=0.05,
-                value=1.0,
-                label="Guard strength",
-                elem_id=elem_id("strength"),
-            )
-            mode = gr.Radio(choices=list(MODES), value=MODES[0], label="Guard mode", elem_id=elem_id("mode"))
-        strengths = gr.Textbox(
-            value="",
-            label="Strengths of single concepts",
-            placeholder="nudity: 1.5, violence: 0.5",
-            elem_id=elem_id("strengths"),
-        )
-        with gr.Row():
-            avoid = gr.Textbox(
-                value="", label="Own words to avoid", placeholder="fire, in flames", elem_id=elem_id("avoid")
-            )
-            instead = gr.Textbox(
-                value="", label="Own words instead", placeholder="fog, in mist", elem_id=elem_id("instead")
-            )
-        sentences = gr.Textbox(
-            value="",
-            lines=2,
-            label="Sentences for own words",
-            placeholder="One a line, with {} where the words go; empty: general ones.",
-            elem_id=elem_id("sentences"),
-        )
-        with gr.Row():
-            guard_negative = gr.Checkbox(
-                value=False, label="Guard the negative prompt too", elem_id=elem_id("guard_negative")
-            )
-            heat_map = gr.Checkbox(value=False, label="Heat map in the gallery", elem_id=elem_id("heat_map"))
-    concepts.do_not_save_to_config = True  # the choices change with the files of the user
-    strength.do_not_save_to_config = True  # ui-config.json would freeze its range
-    return {
-        "enabled": enabled,
-        "concepts": concepts,
-        "strength": strength,
-        "strengths": strengths,
-        "mode": mode,
-        "avoid": avoid,
-        "instead": instead,
-        "sentences": sentences,
-        "guard_negative": guard_negative,
-        "heat_map": heat_map,
-    }
 
 
 def infotext_fields(components: dict[str, Any]) -> list[tuple[Any, Callable[[dict[str, Any]], Any]]]:
@@ -114,7 +38,7 @@ def infotext_fields(components: dict[str, Any]) -> list[tuple[Any, Callable[[dic
                 return value
             if name == "strengths":
                 pairs = [part.rpartition(":") for part in value.split(",")]
-                return ",".join(f"{listed([concept.strip()])[0]}:{number}" for concept, _, number in pairs)
+                return ",".join(f" {joined(listed(separated(concept)))}:{number}" for concept, _, number in pairs)[1:]
             return listed(value) if name == "concepts" else value
 
         return read

@@ -19,10 +19,11 @@ from saferegion.guard.second_look import finds_more, undisguised, without_disgui
 from saferegion.learn.recipes import NAME, Concept, recipe_text
 
 from .arguments import Arguments
-from .encoder import without_extra_networks
-from .generation import guards, pictures, shown, told
+from .generation import guards
 from .guards import concept_names, library, user_folder
+from .host import without_extra_networks
 from .refusal import SafeRegionRefused
+from .telling import pictures, shown, told
 
 NO_LICENCE = "unspecified"
 

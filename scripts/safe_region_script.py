@@ -1,12 +1,13 @@
-"""Safe Region in AUTOMATIC1111's stable-diffusion-webui, Forge, reForge and forge-classic.
+"""Safe Region in AUTOMATIC1111's stable-diffusion-webui, Forge, Forge Neo, reForge and classic.
 
 Over the API the script is ``"safe region"`` in ``alwayson_scripts``. Its ``args`` are, in this order: ``enabled``,
 ``concepts``, ``strength``, ``strengths``, ``mode``, ``avoid``, ``instead``, ``sentences``, ``guard_negative``,
-``heat_map``; or one JSON object with these names, which then counts alone. What is left out or null takes its
-default; later versions only add to the end. ``saferegion_webui/arguments.py`` says what each must be. While
+``heat_map``, ``preset``; or one JSON object with these names, which then counts alone. What is left out or null takes
+its default; later versions only add to the end. ``saferegion_webui/arguments.py`` says what each must be. While
 ``enabled`` is true, a request that cannot be guarded is answered with an error and without a picture.
 """
 
+import sys
 from inspect import signature
 from pathlib import Path
 
@@ -18,9 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if saferegion_webui.ROOT != ROOT:
     raise ImportError(f"Safe Region is installed twice, in {saferegion_webui.ROOT} and in {ROOT}: remove one of them.")
 
-from saferegion_webui import generation, interception, page, tab  # noqa: E402
+from saferegion_webui import endpoints, generation, host, interception, page, panel, requests, settings, tab  # noqa: E402
 
 interception.install(processing.StableDiffusionProcessing, generation.guard_conditionings)
+interception.install_sampling(*host.samplers(), generation.painting)
 
 
 class SafeRegionScript(scripts.Script):
@@ -33,13 +35,13 @@ class SafeRegionScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        components = page.controls(self.elem_id)
+        components = panel.controls(self.elem_id)
         self.infotext_fields = page.infotext_fields(components)
         self.paste_field_names = []
         return list(components.values())
 
     def process(self, p, *args):
-        generation.configure(p, args, page.default_concepts())
+        generation.configure(p, args, settings.default_concepts(), bool(settings.option("default_on", False)))
 
     def postprocess(self, p, processed, *args):
         generation.show_heat_maps(p, processed)
@@ -55,6 +57,15 @@ def register(kind, callback):
         getattr(script_callbacks, f"on_{kind}")(callback)
 
 
+def started(_, app):
+    """The host serves: its API is there, if it has one."""
+    host_api = sys.modules.get("modules.api.api")
+    if host_api is not None:
+        requests.install(host_api.Api, page.TITLE, page.check_request)
+    endpoints.add(app)
+
+
 register("ui_settings", page.add_settings)
 register("before_ui", page.add_axes)
 register("ui_tabs", tab.build)
+register("app_started", started)

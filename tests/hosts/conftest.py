@@ -1,23 +1,20 @@
 """The real hosts as fixtures: ComfyUI and stable-diffusion-webui, each a checkout with an interpreter in `.venv`.
 
-SAFE_REGION_COMFYUI and SAFE_REGION_WEBUI name the checkouts (default: comfyui and webui in
-~/.cache/safe-region/hosts); tests of a host that is not there are skipped. Everything a host reads or writes lies
-in a temporary folder, where the microworld's export, the test-only plugin and this project are linked; nothing is
-put into a checkout.
+SAFE_REGION_COMFYUI, SAFE_REGION_WEBUI, SAFE_REGION_FORGE and SAFE_REGION_NEO name the checkouts (default: comfyui,
+webui, forge and neo in ~/.cache/safe-region/hosts); tests of a host that is not there are skipped. Everything a host
+reads or writes lies in a temporary folder, where the microworld's export, the test-only plugin and this project are
+linked; nothing is put into a checkout.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
@@ -30,7 +27,9 @@ from host_servers import ComfyUI, Host, WebUI  # noqa: E402
 from saferegion_lab.microworld import MicroWorld, load  # noqa: E402
 
 NAME = "microworld"
-HOSTS = {"comfyui_host", "webui_host"}
+FAMILY = ("webui", "forge", "neo")
+"""Hosts of the webui's family: AUTOMATIC1111's, Forge, Forge Neo."""
+HOSTS = {"comfyui_host", "webui_host", "family_host"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,6 +54,22 @@ def comfyui_host() -> Host:
 @pytest.fixture(scope="session")
 def webui_host() -> Host:
     return _host("webui", "SAFE_REGION_WEBUI", "launch.py")
+
+
+@pytest.fixture(scope="session", params=FAMILY)
+def family_host(request: pytest.FixtureRequest) -> Host:
+    """Each host of the webui's family."""
+    return _host(request.param, f"SAFE_REGION_{request.param.upper()}", "launch.py")
+
+
+@pytest.fixture(scope="session")
+def family(
+    family_host: Host, world: MicroWorld, exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WebUI]:
+    """Each host of the webui's family, serving its API."""
+    folder = webui_files.write(family_host, tmp_path_factory.mktemp(family_host.name), world, exported)
+    with WebUI(family_host, folder) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -88,35 +103,7 @@ def comfyui_folder(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def webui_folder(webui_host: Host, world: MicroWorld, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory for the webui: the checkpoint with its configuration, this project as an extension."""
-    data = tmp_path_factory.mktemp("webui")
-    models, clip = data / "models" / "Stable-diffusion", data / "clip"
-    models.mkdir(parents=True)
-    (data / "extensions").mkdir()
-    sizes = json.loads(exported.with_suffix(".json").read_text(encoding="utf-8"))
-    shutil.copytree(exported.with_name(f"{NAME}-tokenizer"), clip)
-    text = {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"], **sizes["text"]}
-    (clip / "config.json").write_text(json.dumps(text), encoding="utf-8")
-    (models / exported.name).symlink_to(exported)
-    stock = (webui_host.root / "configs" / "v1-inference.yaml").read_text(encoding="utf-8")
-    (models / f"{NAME}.yaml").write_text(_webui_config(stock, sizes, clip), encoding="utf-8")
-    settings = {"live_previews_enable": False, "sd_model_checkpoint": exported.name}
-    (data / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    (data / "extensions" / "safe-region").symlink_to(PROJECT)
-    webui_files.write(data, world, exported)
-    return data
-
-
-def _webui_config(stock: str, sizes: dict, clip: Path) -> str:
-    """The webui's own Stable Diffusion 1.x configuration with the widths of the microworld."""
-    config = yaml.safe_load(stock)
-    params = config["model"]["params"]
-    params.update(sizes["schedule"], scale_factor=sizes["scale_factor"])
-    params["unet_config"]["params"].update(sizes["unet"], use_checkpoint=False)
-    autoencoder = {key: value for key, value in sizes["first_stage"].items() if key != "embed_dim"}
-    first_stage = params["first_stage_config"]["params"]
-    first_stage.update(embed_dim=sizes["first_stage"]["embed_dim"], ddconfig=autoencoder)
-    params["cond_stage_config"]["params"] = {"version": str(clip), "device": "cpu"}
-    return yaml.safe_dump(config)
+    return webui_files.write(webui_host, tmp_path_factory.mktemp("webui"), world, exported)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,18 @@ from torch import Tensor
 WEBUI_FLAGS = (
     "--skip-torch-cuda-test", "--no-half", "--use-cpu", "all", "--no-hashing", "--skip-prepare-environment",
 )  # fmt: skip
+CPU_FLAGS = {
+    "webui": WEBUI_FLAGS,
+    "forge": (
+        "--skip-torch-cuda-test", "--always-cpu", "--no-half", "--no-hashing", "--skip-prepare-environment",
+        "--skip-python-version-check",
+    ),
+    "neo": (
+        "--skip-torch-cuda-test", "--cpu", "--force-fp32", "--fp32-unet", "--fp32-vae", "--fp32-text-enc",
+        "--no-hashing", "--skip-prepare-environment", "--skip-python-version-check",
+    ),
+}  # fmt: skip
+"""What makes each host of the webui's family run in full precision on a processor."""
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -208,7 +220,7 @@ class WebUI(Server):
 
     def command(self) -> list[str]:
         return [
-            str(self.host.python), "launch.py", *WEBUI_FLAGS, "--api", "--server-name", "127.0.0.1",
+            str(self.host.python), "launch.py", *CPU_FLAGS[self.host.name], "--api", "--server-name", "127.0.0.1",
             "--data-dir", str(self.folder), "--port", str(self.port),
         ]  # fmt: skip
 

@@ -19,6 +19,7 @@ def test_the_picture_of_the_script(webui: WebUI) -> None:
         page.sizes(steps=20)
         page.tick()
         page.choose("fire", "lightning")
+        page.unfold("own")
         page.write("avoid", "rain, in the rain")
         page.check("heat_map")
         assert "Safe Region" in page.generate()

@@ -1,4 +1,4 @@
-"""The script in the real stable-diffusion-webui, over its API: what is painted, what leaks, what is refused."""
+"""The script in the real hosts of the webui's family, over their API: what is painted, what leaks, what is refused."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ class Studio:
 
     def __call__(self, args: Any = None, kind: str = "txt2img", **request: Any) -> Painted:
         body = {**SMALL, "steps": STEPS, **request}
+        if body.get("enable_hr") and (self.server.host.root / "backend").is_dir():
+            body["hr_additional_modules"] = ["Use same choices"]  # Forge's API has no default of its own
         if args is not None:
             body["alwayson_scripts"] = {"safe region": {"args": args}}
         answer = self.server.post_json(f"/sdapi/v1/{kind}", body)
@@ -83,6 +85,12 @@ class Studio:
         """Share of pictures with fire."""
         found = self(args, **{"batch_size": PICTURES, **request})
         return float((world.judge()(found.pictures)["fire"] > 0.5).mean())
+
+
+@pytest.fixture(scope="module")
+def webui(family: WebUI) -> WebUI:
+    """Each host of the family."""
+    return family
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +247,8 @@ def test_settings_of_one_request_stay_in_it(world: MicroWorld, paint: Studio, we
     webui.post_json("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 1})
     before = paint(ON, prompt=UNSAFE)
     skipped = {"override_settings": {"CLIP_stop_at_last_layers": 2}}
-    assert paint.fire(world, ON, prompt=UNSAFE, **skipped) == 0
+    assert paint.fire(world, None, prompt="a red house in flames", **skipped) >= 0.5
+    assert paint.fire(world, ON, prompt="a red house in flames", **skipped) == 0
     assert same(paint(prompt=BENIGN, **skipped), paint(ON, prompt=BENIGN, **skipped))
     assert same(paint(ON, prompt=UNSAFE), before)
 
@@ -327,9 +336,18 @@ def test_heat_maps_follow_the_pictures(paint: Studio) -> None:
     assert all(picture.shape[0] > 100 and picture.shape[1] > 300 for picture in found.everything[1:])
 
 
-def _axis(webui: WebUI, label: str) -> int:
+def _grid(webui: WebUI) -> list[dict[str, Any]]:
+    """The arguments of the X/Y/Z plot."""
     (grid,) = [s for s in webui.get_json("/sdapi/v1/script-info") if s["name"] == "x/y/z plot" and not s["is_img2img"]]
-    (axis,) = [a for a in grid["args"] if a["label"] == "X type"]
+    return list(grid["args"])
+
+
+def _values(webui: WebUI) -> int:
+    return len(_grid(webui))
+
+
+def _axis(webui: WebUI, label: str) -> int:
+    (axis,) = [a for a in _grid(webui) if a["label"] == "X type"]
     return list(axis["choices"]).index(label)
 
 
@@ -340,7 +358,8 @@ def test_axes_of_the_plot(paint: Studio, webui: WebUI) -> None:
     assert _axis(webui, "[Safe Region] Strength")
 
     def plot(x: int, x_values: str, y: int, y_values: str) -> list[np.ndarray]:
-        args = [x, x_values, [], y, y_values, [], 0, "", [], False, True, False, False, False, False, False, 0, True]
+        args = [x, x_values, [], y, y_values, [], 0, "", [], False, True, False, False, False, False, False]
+        args += [0] * (_values(webui) - len(args) - 1) + [True]
         found = paint([False, ["fire"]], prompt=UNSAFE, steps=3, script_name="x/y/z plot", script_args=args)
         return [p for p in found.everything if p.shape == (64, 64, 3)]
 
@@ -372,7 +391,11 @@ def test_reload_ui_keeps_one_guard(paint: Studio, webui: WebUI) -> None:
 def reload_ui(webui: WebUI) -> None:
     page = webui.get_json("/config")
     (button,) = [c["id"] for c in page["components"] if c["props"].get("elem_id") == "settings_restart_gradio"]
-    number = next(i for i, d in enumerate(page["dependencies"]) if button in d["targets"] and d["backend_fn"])
+    number = next(
+        i
+        for i, d in enumerate(page["dependencies"])
+        if d["backend_fn"] and any(button == (t if isinstance(t, int) else t[0]) for t in d["targets"])
+    )
     log = webui.log.stat().st_size
     webui.post_json("/run/predict", {"fn_index": number, "data": [], "session_hash": "reload"})
     end = time.monotonic() + 120

@@ -44,28 +44,37 @@ def test_a_guarded_picture_and_its_parameters(page: webui_page.Page, webui: WebU
     page.sizes()
     page.tick()
     page.choose("fire", "lightning")
+    page.page.wait_for_timeout(1000)
+    assert page.headline() == "Safe Region: keep out fire, lightning"
+    assert "Fire" in page.control("about").inner_text()
     page.number("strength", 1.5)
-    page.write("strengths", "my/fire: 1")
-    page.mode("project")
+    page.pick("preset", "strict")
+    page.check("heat_map")
+    page.unfold("each", "own")
+    page.number("strength_0", 1)
+    page.pick("mode", "project")
     page.write("avoid", "boat, in a boat")
     page.write("instead", "tree")
     page.write("sentences", "a red {} at a beach\n{}, a house")
     page.check("guard_negative")
-    page.check("heat_map")
     log = page.generate()
-    assert "Safe Region, prompt: " in log and "told by" in log and "burning" in log, log
+    assert "Safe Region, prompt: " in log and "Fire was kept out (found in: " in log and "burning" in log, log
     assert page.pictures() >= 2  # the picture and its heat map
     wanted = page.values()
     assert wanted["concepts"] == ["my/fire", "my/lightning"] and wanted["strength"] == 1.5
+    assert wanted["each"][:2] == [1, 1.5] and wanted["preset"] == "strict"
 
     picture = newest(webui)
     page.choose("nudity")
     page.number("strength", 0.3)
-    page.mode("erase")
-    for name in ("strengths", "avoid", "instead", "sentences"):
+    page.pick("mode", "erase")
+    page.pick("preset", "gentle")
+    for name in ("avoid", "instead", "sentences"):
         page.write(name, "")
     page.check("guard_negative", False)
     page.check("heat_map", False)
+    page.page.wait_for_timeout(1000)
+    assert page.values()["each"][0] == 0.3
     page.paste_from(picture)
     assert page.values() == wanted
 
@@ -74,10 +83,11 @@ def test_what_is_refused_is_said_in_place_of_a_picture(page: webui_page.Page) ->
     page.show("txt2img")
     page.tick()
     page.choose("fire")
-    page.write("strengths", "fire: lots")
+    page.unfold("own")
+    page.write("sentences", "no braces")
     log = page.generate()
-    assert "'strengths' must be like 'nudity: 1.5, violence: 0.5'" in log
-    page.write("strengths", "")
+    assert "must be sentences that hold {}" in log
+    page.write("sentences", "")
 
 
 def test_the_tab_inspects_a_prompt_and_makes_concepts(page: webui_page.Page, webui: WebUI, tmp_path: Path) -> None:

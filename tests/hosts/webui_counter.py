@@ -21,9 +21,12 @@ def _started(_, app):
         for hook in _hooks:
             hook.remove()
         checkpoint = shared.sd_model
+        objects = getattr(checkpoint, "forge_objects", None)
+        unet = checkpoint.model.diffusion_model if objects is None else objects.unet.model.diffusion_model
+        text = checkpoint.cond_stage_model if objects is None else objects.clip.cond_stage_model.clip_l.transformer
         _hooks[:] = [
-            checkpoint.model.diffusion_model.register_forward_pre_hook(_count("unet")),
-            checkpoint.cond_stage_model.register_forward_pre_hook(_count("encoder")),
+            unet.register_forward_pre_hook(_count("unet")),
+            text.register_forward_pre_hook(_count("encoder")),
         ]
         return found
 

@@ -2,34 +2,77 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import forge_files
 import torch
+import yaml
 from comfyui_files import EMBEDDED, RECIPES, embedding, lora
+from host_servers import Host
 from safetensors.torch import load_file, save_file
 
 from saferegion_lab.microworld import DATA, MicroWorld
 
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
 OTHER = "mirrored"
 """A checkpoint that paints the same pictures as the microworld from another embedding space."""
 LORA, EMBEDDING = "styled", "ember"
 NO_CONCEPT, BROKEN, STRANGE = "no-concept", "broken", "strange"
 
 
-def write(data: Path, world: MicroWorld, checkpoint: Path) -> None:
+def write(host: Host, data: Path, world: MicroWorld, exported: Path) -> Path:
+    """``data`` as a data directory of a host of the family: the microworld's checkpoint (``exported``) with what the
+    host needs to load it, another one, a LoRA, an embedding, recipes, and this project as an extension."""
     models = data / "models"
-    for folder in (models / "Lora", models / "safe_region", data / "embeddings"):
-        folder.mkdir(parents=True)
+    checkpoints = models / "Stable-diffusion"
+    checkpoints.mkdir(parents=True)
+    (data / "extensions").mkdir()
+    sizes = json.loads(exported.with_suffix(".json").read_text(encoding="utf-8"))
+    settings = {"live_previews_enable": False, "sd_model_checkpoint": exported.name, "CLIP_stop_at_last_layers": 1}
+    if (host.root / "backend").is_dir():
+        forge_files.write(data, host.root, sizes)
+        settings.update(forge_files.agreed(host.root))
+    else:
+        _write_configurations(data, host.root, sizes, exported)
+    (checkpoints / exported.name).symlink_to(exported)
+    save_file(mirrored(load_file(exported)), checkpoints / f"{OTHER}.safetensors")
+    (data / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (data / "extensions" / "safe-region").symlink_to(PROJECT)
+    embeddings = [data / "embeddings", models / "embeddings"]
+    for folder in (models / "Lora", models / "safe_region", *embeddings):
+        folder.mkdir(parents=True, exist_ok=True)
     for recipe in RECIPES:
         shutil.copyfile(DATA / recipe, models / "safe_region" / recipe)
     save_file(lora(world), models / "Lora" / f"{LORA}.safetensors")
-    save_file({"emb_params": embedding(world, EMBEDDED)}, data / "embeddings" / f"{EMBEDDING}.safetensors")
-    save_file(mirrored(load_file(checkpoint)), models / "Stable-diffusion" / f"{OTHER}.safetensors")
-    shutil.copyfile(models / "Stable-diffusion" / "microworld.yaml", models / "Stable-diffusion" / f"{OTHER}.yaml")
-    counter = data / "extensions" / "counter" / "scripts"
-    counter.mkdir(parents=True)
-    shutil.copyfile(Path(__file__).with_name("webui_counter.py"), counter / "counter.py")
+    for folder in embeddings:
+        save_file({"emb_params": embedding(world, EMBEDDED)}, folder / f"{EMBEDDING}.safetensors")
+    for name in ("counter", "injector"):
+        scripts = data / "extensions" / name / "scripts"
+        scripts.mkdir(parents=True)
+        shutil.copyfile(HERE / f"webui_{name}.py", scripts / f"{name}.py")
+    return data
+
+
+def _write_configurations(data: Path, checkout: Path, sizes: dict[str, Any], exported: Path) -> None:
+    """AUTOMATIC1111's own configuration of Stable Diffusion 1.x with the microworld's widths, for both checkpoints."""
+    clip = data / "clip"
+    shutil.copytree(exported.with_name(f"{exported.stem}-tokenizer"), clip)
+    text = {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"], **sizes["text"]}
+    (clip / "config.json").write_text(json.dumps(text), encoding="utf-8")
+    config = yaml.safe_load((checkout / "configs" / "v1-inference.yaml").read_text(encoding="utf-8"))
+    params = config["model"]["params"]
+    params.update(sizes["schedule"], scale_factor=sizes["scale_factor"])
+    params["unet_config"]["params"].update(sizes["unet"], use_checkpoint=False)
+    autoencoder = {key: value for key, value in sizes["first_stage"].items() if key != "embed_dim"}
+    first_stage = params["first_stage_config"]["params"]
+    first_stage.update(embed_dim=sizes["first_stage"]["embed_dim"], ddconfig=autoencoder)
+    params["cond_stage_config"]["params"] = {"version": str(clip), "device": "cpu"}
+    for name in (exported.stem, OTHER):
+        (data / "models" / "Stable-diffusion" / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
 def mirrored(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

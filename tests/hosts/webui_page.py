@@ -45,6 +45,18 @@ class Page:
             label.locator("span").first.click()
             self.page.wait_for_timeout(500)
 
+    def unfold(self, *names: str) -> None:
+        """Opens folds of the accordion."""
+        for name in ("advanced", *names):
+            label = self.control(name, "> .label-wrap")
+            if "open" not in str(label.first.get_attribute("class")).split():
+                label.first.click()
+                self.page.wait_for_timeout(500)
+
+    def headline(self) -> str:
+        """What the box of the accordion says."""
+        return str(self.page.locator(f"#{ACCORDION}_enabled > .label-wrap > span").first.inner_text()).strip()
+
     def choose(self, *concepts: str) -> None:
         """Exactly these concepts."""
         remove = self.control("concepts", ".token-remove:not(.remove-all)")
@@ -66,20 +78,22 @@ class Page:
     def check(self, name: str, on: bool = True) -> None:
         self.control(name, "input[type=checkbox]").first.set_checked(on)
 
-    def mode(self, value: str) -> None:
-        self.control("mode", f"input[value={value}]").first.check()
+    def pick(self, name: str, value: str) -> None:
+        self.control(name, f"input[value={value}]").first.check()
 
     def values(self) -> dict[str, Any]:
         """What every control says now."""
         texts = {
             n: self.control(n, "textarea, input[type=text]").first.input_value()
-            for n in ("strengths", "avoid", "instead", "sentences")
+            for n in ("avoid", "instead", "sentences")
         }
         return {
             "enabled": self.page.locator(f"#{ACCORDION}_enabled-visible-checkbox").is_checked(),
             "concepts": [t.strip() for t in self.control("concepts", ".token > span").all_inner_texts()],
             "strength": float(self.control("strength", "input[type=number]").first.input_value()),
+            "each": [float(f.input_value()) for f in self.page.locator(f"#{ACCORDION}_each input[type=number]").all()],
             "mode": self.control("mode", "input:checked").first.get_attribute("value"),
+            "preset": self.control("preset", "input:checked").first.get_attribute("value"),
             **texts,
             "guard_negative": self.control("guard_negative", "input[type=checkbox]").first.is_checked(),
             "heat_map": self.control("heat_map", "input[type=checkbox]").first.is_checked(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,17 +12,38 @@ import webui_fakes  # noqa: F401  (puts the extension's folder on the path)
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saferegion_webui import requests
 from saferegion_webui.arguments import NAMES, Arguments, pasted, show
 from saferegion_webui.refusal import SafeRegionRefused
+from saferegion_webui.requests import values_of
 
 FULL = Arguments(
-    True, ("fire", "lightning"), 1.5, (("fire", 0.25),), "erase", ("a red", "wet"), ("blue",),
-    ('a {} "hat"', "{}, a: b"), True, True,
-)  # fmt: skip
+    True,
+    ("fire", "lightning"),
+    1.5,
+    (("fire", 0.25),),
+    "erase",
+    ("a red", "wet"),
+    ("blue",),
+    ('a {} "hat"', "{}, a: b"),
+    True,
+    True,
+    "strict",
+)
+HARD = (
+    ' my/it\'s "hot", really: now',
+    "my/100%2C",
+    'my/"quoted"',
+    "my/Straße \N{SNOWMAN}",
+    "my/\\ back",
+    "my/火",
+    "my/a:b",
+)
+"""Names that files may have."""  # fmt: skip
 
 
 def test_values_come_by_position_or_by_name() -> None:
-    values = [True, ["fire"], 2, "fire: 0.5", "steer", "hot, warm", "cold", "a {} day", True, False]
+    values = [True, ["fire"], 2, "fire: 0.5", "steer", "hot, warm", "cold", "a {} day", True, False, "gentle"]
     by_name = Arguments.parse([dict(zip(NAMES, values, strict=True))])
     assert Arguments.parse(values) == by_name
     assert by_name.avoid == ("hot", "warm") and by_name.strength == 2.0 and by_name.strength_of("fire") == 0.5
@@ -30,16 +52,25 @@ def test_values_come_by_position_or_by_name() -> None:
 
 
 def test_what_is_left_out_takes_its_default() -> None:
-    assert Arguments.parse([]) == Arguments.parse([None, None]) == Arguments()
+    assert Arguments.parse([]) == Arguments()
+    assert Arguments.parse([], ["fire"], default_on=True) == Arguments(True, ("fire",))
     assert Arguments.parse([True], ["fire"]) == Arguments(True, ("fire",))
     assert Arguments.parse([True, None, None, None, "erase"], ["fire"]).mode == "erase"
     assert Arguments.parse([False, 7, "x"]) == Arguments()
 
 
+@pytest.mark.parametrize("values", [[None], [None, ["fire"]], [{"enabled": None}], [{"enabled": None, "strength": 2}]])
+def test_null_is_the_default_and_never_off_in_silence(values: list[Any]) -> None:
+    assert Arguments.parse(values, ["fire"], default_on=True).concepts == ("fire",)
+    assert Arguments.parse(values, ["fire"], {"enabled": True}).enabled
+    with pytest.raises(SafeRegionRefused, match="'enabled' is null.*say true or false"):
+        Arguments.parse(values, ["fire"])
+
+
 def test_the_order_only_grows() -> None:
-    assert NAMES[:10] == (
+    assert NAMES[:11] == (
         "enabled", "concepts", "strength", "strengths", "mode", "avoid", "instead", "sentences", "guard_negative",
-        "heat_map",
+        "heat_map", "preset",
     )  # fmt: skip
 
 
@@ -52,13 +83,38 @@ def _parameters(arguments: Arguments) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [FULL, Arguments(True, ("fire",)), Arguments(True, (), avoid=("fire",)), Arguments(True, ("a", "b-1"))]
+    "arguments",
+    [
+        FULL,
+        Arguments(True, ("fire",)),
+        Arguments(True, (), avoid=("fire",)),
+        Arguments(True, ("a", "b-1")),
+        Arguments(True, tuple(name.strip() for name in HARD)),
+        Arguments(True, ("a",), strengths=(("a", 2.0),), avoid=('"a"', "b, c", "%25"), sentences=('"{}"', "{}%2C")),
+        Arguments(True, (HARD[2], HARD[3]), strengths=((HARD[2], 0.5), (HARD[3], 1.5)), preset="gentle"),
+    ],
 )
 def test_parameters_restore_every_control(arguments: Arguments) -> None:
     parameters = _parameters(arguments)
     controls = {name: pasted(name, parameters) for name in NAMES}
     assert controls == {name: show(name, getattr(arguments, name)) for name in NAMES}
     assert Arguments.parse(list(controls.values())) == arguments
+
+
+def test_parameters_of_version_three_are_read() -> None:
+    written = (
+        'Safe region: "nudity, my/fire", Safe region strengths: "nudity: 1.5, my/fire: 0.5", Safe region avoid: "a, b"'
+    )
+    found = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', written)
+    parameters = {k: json.loads(v) if v[:1] == '"' else v for k, v in found}
+    read = Arguments.parse([pasted(name, parameters) for name in NAMES])
+    assert read.concepts == ("nudity", "my/fire") and read.avoid == ("a", "b") and read.strength_of("nudity") == 1.5
+
+
+def test_what_no_parameters_can_hold_is_refused() -> None:
+    for text in ("a\x00b", "\ud800", "a\x1bb"):
+        with pytest.raises(SafeRegionRefused, match="without control characters"):
+            Arguments.parse([{"enabled": True, "concepts": ["fire"], "avoid": text}])
 
 
 def test_parameters_of_other_pictures_say_nothing() -> None:
@@ -93,3 +149,39 @@ def test_garbage_is_refused_with_a_sentence_or_understood(values: list[Any]) -> 
         assert len(str(error)) < 400
     else:
         assert not found.enabled or found.concepts or found.avoid
+
+
+@given(JSON)
+def test_what_a_request_holds_is_refused_with_a_sentence_or_understood(entry: Any) -> None:
+    for asked in (entry, {"args": entry}):
+        try:
+            values = values_of(asked)
+        except SafeRegionRefused as error:
+            assert str(error).endswith(".") and len(str(error)) < 400
+        else:
+            assert isinstance(values, list)
+
+
+def test_a_request_is_read_before_the_host_reads_it() -> None:
+    fastapi = pytest.importorskip("fastapi")
+
+    class Api:
+        def init_script_args(self, request: Any, defaults: list[Any]) -> Any:
+            return [request.alwayson_scripts[name]["args"] for name in request.alwayson_scripts]
+
+    def check(values: Any) -> None:
+        Arguments.parse(values, ["fire"])
+
+    requests.install(Api, "Safe Region", lambda values: None)
+    requests.install(Api, "Safe Region", check)
+
+    def asked(entry: Any) -> Any:
+        request = SimpleNamespace(alwayson_scripts={"other": {"args": 3}, "safe region": entry})
+        return Api().init_script_args(request, [])
+
+    assert asked({"args": {"enabled": True}}) == [3, [{"enabled": True}]]
+    assert asked({"args": [True, ["fire"]]}) == [3, [True, ["fire"]]] and asked({}) == [3, []]
+    for wrong in (None, [], {"arg": [True]}, {"args": True}, {"args": None}, {"args": [None]}, {"args": [1] * 40}):
+        with pytest.raises(fastapi.HTTPException) as caught:
+            asked(wrong)
+        assert caught.value.status_code == 422 and caught.value.detail.startswith("Safe Region")

@@ -18,7 +18,7 @@ from saferegion_webui.arguments import Arguments
 from saferegion_webui.refusal import SafeRegionRefused
 
 SPACED = UNSAFE.replace("burning", "b u r n i n g")
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "llm", "anima")
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from webui_fakes import BENIGN, FIRE, ON, UNSAFE, conds, equal
 
 import saferegion as sr
 from saferegion.guard.minors import NO_MINORS
-from saferegion_webui import generation, interception, layout, page
+from saferegion_webui import generation, interception, layout, page, panel, settings
 from saferegion_webui.arguments import NAMES, Arguments
 from saferegion_webui.refusal import SafeRegionRefused
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "llm", "anima")
 
 
 class Host:
@@ -110,6 +110,16 @@ def test_begin_tokens_and_filling_stay(hosts: Any, family: str) -> None:
         assert (guarded[:half, webui.CLIP :] == 0).all() and not same[half:].all()
 
 
+def test_templates_and_filling_of_language_models_stay(hosts: Any) -> None:
+    host = hosts("llm")
+    raw, guarded = (layout.tokens_of(conds(host.run(args))[0]) for args in (None, ON))
+    assert torch.equal(raw[:3], guarded[:3]) and not torch.equal(raw[3:], guarded[3:])
+    host = hosts("anima")
+    raw, guarded = (conds(host.run(args))[0] for args in (None, ON))
+    assert raw.shape == guarded.shape == (1, 60, webui.T5) and not torch.equal(raw, guarded)
+    assert torch.equal((raw != 0).any(-1), (guarded != 0).any(-1))
+
+
 def test_spaces_are_those_of_the_command_line(hosts: Any) -> None:
     spaces = {}
     for family in FAMILIES:
@@ -123,6 +133,7 @@ def test_spaces_are_those_of_the_command_line(hosts: Any) -> None:
     assert spaces["sd3"] == ("sd3", {"clip": clip, "t5": t5, "pooled": clip}, {"clip", "t5", "pooled"})
     assert spaces["flux"] == ("flux", {"tokens": t5, "pooled": clip}, {"tokens", "pooled"})
     assert spaces["chroma"] == ("t5", {"tokens": t5}, {"tokens"})
+    assert spaces["llm"] == spaces["anima"] == ("llm", {"tokens": t5}, {"tokens"})
 
 
 def test_schedules_and_parts_are_guarded_apart(hosts: Any) -> None:
@@ -286,7 +297,9 @@ def test_the_baseline_for_minors_acts_whatever_is_switched_on(hosts: Any, monkey
     for args in ([True, ["my/frost"]], [True, ["my/frost"], 0.0], [True, ["my/frost"], 0.01, "", "steer"]):
         p = host.run(args)
         assert "theme-beside-a-child +" in p.extra_generation_params["Safe region moved"][0]
-        assert any("The theme: +" in text for text in p.comments) and not any(NO_MINORS in t for t in p.comments)
+        assert any("The theme was kept out" in text for text in p.comments) and not any(
+            NO_MINORS in t for t in p.comments
+        )
     assert host.run([True, ["my/frost"]], prompt=BENIGN).c is host.run(prompt=BENIGN).c
 
 
@@ -301,7 +314,7 @@ def test_heat_maps_show_what_is_switched_on_and_what_was_open(hosts: Any) -> Non
 
 def test_what_was_found_is_said_in_one_line(hosts: Any) -> None:
     line = next(text for text in hosts().run(ON).comments if NO_MINORS not in text)
-    assert line.startswith("Safe Region, prompt: on fire: +") and "(told by " in line
+    assert line.startswith("Safe Region, prompt: on fire was kept out (found in")
 
 
 def test_an_error_of_ours_ends_the_generation(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +368,30 @@ def test_plain_names_of_own_concepts_are_pasted_as_the_page_lists_them(hosts: An
     assert all(reader({"Steps": "20"}) is None for name, reader in fields if name != "enabled")
 
 
+def test_the_panel_says_what_is_on_in_plain_words(hosts: Any) -> None:
+    host = hosts()
+    names = ["nudity", "self-harm", FIRE]
+    assert panel.headline(names) == "Safe Region: keep out nudity, self-harm, on fire"
+    assert "nothing chosen" in panel.headline([])
+    assert {"nudity", FIRE} <= set(panel.choices()) and "gender" not in panel.choices()  # an axis keeps nothing out
+    assert "<b>Nudity</b>" in panel.explained(names) and "cannot be used" in panel.explained(["no such thing"])
+    assert "read once" in panel.explained([FIRE]) or settings.loaded_checkpoint() is None
+    host.run(ON)
+    assert "read once" not in panel.explained([FIRE])
+
+
+def test_strengths_of_single_concepts_are_rows(hosts: Any) -> None:
+    hosts()
+    names = ["nudity", FIRE]
+    assert panel.rows(names, 0.8, "") == [("Nudity", 0.8), ("on fire", 0.8)]
+    text = panel.strengths_of(names, 0.8, "", [0.8, 1.5])
+    assert text == f"{FIRE}: 1.5" and panel.rows(names, 0.8, text) == [("Nudity", 0.8), ("on fire", 1.5)]
+    assert panel.strengths_of(names, 0.8, text, [0.8, 0.8]) == ""
+    assert panel.rows(names, 1.0, "not understood") == [("Nudity", 1.0), ("on fire", 1.0)]
+    many = [f"c{i}" for i in range(panel.ROWS + 2)]
+    assert panel.strengths_of(many, 1.0, f"{many[-1]}: 2", [1.0] * panel.ROWS) == f"{many[-1]}: 2"
+
+
 def test_the_method_is_wrapped_once(hosts: Any) -> None:
     host = hosts()
     before = host.Processing.get_conds_with_caching
@@ -364,3 +401,18 @@ def test_the_method_is_wrapped_once(hosts: Any) -> None:
     assert p.setup_conds() == ("seen", "seen")
     with pytest.raises(RuntimeError, match="get_conds_with_caching"):
         interception.install(SimpleNamespace, lambda *_: None)
+
+
+def test_what_an_extension_encodes_in_the_midst_is_guarded(hosts: Any) -> None:
+    host = hosts()
+    p = host.run(ON, prompt=BENIGN)
+    raw = conds(host.run([False]))[0]
+    host.run(ON, prompt=BENIGN)
+    p = host.run(ON, prompt=BENIGN)
+    encode = host.shared.sd_model.get_learned_conditioning
+    assert not torch.equal(encode(webui.Prompts([UNSAFE]))[0], raw)
+    assert p.extra_generation_params["Safe region moved"].startswith(f"{FIRE} +")
+    assert p.safe_region.seen[-1].where == "text of an extension"
+    assert torch.equal(encode(webui.Prompts([UNSAFE], is_negative_prompt=True))[0], raw)
+    host.run([False], prompt=BENIGN)
+    assert torch.equal(encode(webui.Prompts([UNSAFE]))[0], raw)

@@ -36,11 +36,14 @@ class Checkpoint:
         self.sd_checkpoint_info = SimpleNamespace(filename=name, sha256=None, shorthash=None)
         self.is_sd1, self.is_sd2, self.is_sdxl, self.is_sd3 = (family == f for f in ("sd1", "sd2", "sdxl", "sd3"))
         self.cond_stage_model = torch.nn.ModuleDict({"token_embedding": torch.nn.Embedding(2, 2)})
+        self.model = SimpleNamespace(diffusion_model=torch.nn.Identity())
         self.lora = 0.0
         if family in ("flux", "chroma"):
             self.text_processing_engine_t5 = SimpleNamespace()
         if family == "flux":
             self.text_processing_engine_l = SimpleNamespace()
+        if family in ("llm", "anima"):
+            self.text_processing_engine_gemma = SimpleNamespace()
 
     @staticmethod
     def _plain(prompts: Any) -> list[str]:
@@ -64,6 +67,12 @@ class Checkpoint:
             if len(texts) > 1:
                 raise RuntimeError("stack expects each tensor to be equal size")
             return rows[:, : len(texts[0].split()) + 1]
+        if self.family == "llm":  # a template in front, as many rows as each needs, a list
+            template = torch.linspace(-1, 1, 3 * T5).reshape(3, T5)
+            return [torch.cat([template, r[: len(t.split()) + 1]]) for r, t in zip(rows, texts, strict=True)]
+        if self.family == "anima":  # filled up with zeros, another dimension in front
+            return [torch.nn.functional.pad(r[: len(t.split()) + 1], (0, 0, 0, 60)).unsqueeze(0)[:, :60]
+                    for r, t in zip(rows, texts, strict=True)]  # fmt: skip
         if self.family == "flux":
             rows = torch.cat([rows, rows, rows, rows[:, :25]], 1)  # 256
             return {"crossattn": rows, "vector": pooled, "guidance": torch.full((len(texts),), 3.5)}
@@ -217,6 +226,7 @@ def install(monkeypatch: Any, models: Path, checkpoint: Checkpoint, prompt_parse
     module("sd_hijack", model_hijack=hijack)
     module("extra_networks", activate=activate)
     module("processing", StableDiffusionProcessing=Processing, StableDiffusionProcessingTxt2Img=Off)
+    module("sd_models", model_data=SimpleNamespace(sd_model=checkpoint))
     module("paths_internal", models_path=str(models))
     if prompt_parser is None:
         prompt_parser = SimpleNamespace(
