@@ -5,11 +5,13 @@ from __future__ import annotations
 from . import files
 from .nodes_discover import DiscoverDirection
 from .nodes_guard import GuardCLIP, GuardConditioning, GuardModel, Inspect
+from .nodes_one import SafeRegionGuard
 from .nodes_region import ConceptFromWords, LoadDirections, SafeRegionNode, SaveDirections
 
 files.register()
 
 NODE_CLASS_MAPPINGS = {
+    "SafeRegionGuard": SafeRegionGuard,
     "SafeRegion": SafeRegionNode,
     "SafeRegionGuardCLIP": GuardCLIP,
     "SafeRegionGuardModel": GuardModel,
@@ -22,7 +24,8 @@ NODE_CLASS_MAPPINGS = {
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
-    "SafeRegion": "Safe Region",
+    "SafeRegionGuard": "Safe Region",
+    "SafeRegion": "Choose Concept",
     "SafeRegionGuardCLIP": "Guard CLIP",
     "SafeRegionGuardModel": "Guard Model",
     "SafeRegionGuardConditioning": "Guard Conditioning",

@@ -22,7 +22,8 @@ from ..saferegion.core.fingerprint import Fingerprint
 from . import files
 from .denoiser import PIXELS, HostDenoiser
 from .encoder import TextEncoder
-from .wrap import POOLED, fit, guard_conditioning
+from .keys import POOLED
+from .wrap import fit, guard_conditioning
 
 log = logging.getLogger("saferegion")
 

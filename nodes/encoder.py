@@ -8,6 +8,7 @@ batches, and while the host puts each prompt together, the inner encoders answer
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ class TextEncoder:
     def state(self) -> Any:
         """Equal as long as the encoder gives the same embeddings."""
         options = tuple(
-            (name, m.layer, m.layer_idx, m.return_projected_pooled)
+            (name, tuple(m.layer) if isinstance(m.layer, list) else m.layer, m.layer_idx, m.return_projected_pooled)
             for name, m in self.stage.named_children()
             if hasattr(m, "return_projected_pooled")
         )
@@ -112,7 +113,7 @@ class TextEncoder:
             if len(seen) >= STATES:
                 seen.clear()
             outputs = self._outputs(PROBES)
-            family = Family.of(outputs, _reads_pooled(self.stage))
+            family = Family.of(outputs, _reads_pooled(self.stage), _masked(self.stage))
             together = family.batch(outputs)
             values = together.tokens[0].numel()
             seen[state] = _Known(family, Fingerprint.from_conditioning(together), values)
@@ -144,22 +145,72 @@ class TextEncoder:
 
     def encode(self, tokens: Tokens) -> Output:
         """Tokens of the host, weights and embeddings included, without any guard."""
-        with torch.inference_mode():
+        with torch.inference_mode(), within():
             return output(self._encode(tokens))
 
     def _outputs(self, prompts: Sequence[str]) -> list[Output]:
         tokens = [self._tokens(p) for p in prompts]
-        with torch.inference_mode(), _together(self.stage, tokens):
+        with torch.inference_mode(), within(), _together(self.stage, tokens):
             return [output(self._encode(t)) for t in tokens]
 
     def _tokens(self, prompt: str) -> Tokens:
         """Brackets are taken literally; an encoder of quoted text (HunyuanImage's) is given the whole prompt."""
         text = prompt.replace("\\", "").replace("(", "\\(").replace(")", "\\)")
         tokens = self._tokenize(text)
+        if isinstance(song := tokens.get("lm_metadata"), Mapping):  # ACE-Step 1.5 would write a song of every prompt
+            tokens = {**tokens, "lm_metadata": {**song, "generate_audio_codes": False}}
         if getattr(self.stage, "byt5_small", None) is not None and "byt5" not in tokens:
             quoted = self._tokenize('"{}"'.format(text.replace('"', "")))
             tokens = {**tokens, **{k: v for k, v in quoted.items() if k == "byt5"}}
         return tokens
+
+
+class _Alone(torch.nn.Module):
+    """An inner encoder in place of the whole one."""
+
+    def __init__(self, name: str, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, inner)
+
+
+class InnerEncoder(TextEncoder):
+    """One inner encoder of ``whole`` as a text encoder of its own: ``encode`` takes the rows called ``key``."""
+
+    def __init__(self, whole: TextEncoder, name: str, key: str, encode: Callable[[Any], Any]) -> None:
+        def tokenize(text: str) -> Tokens:
+            return {key: whole._tokens(text)[key]}
+
+        super().__init__(_Alone(name, getattr(whole.stage, name)), lambda tokens: encode(tokens[key]), tokenize)
+        self._whole, self._named = whole, name
+
+    @property
+    def name(self) -> str:
+        return f"{self._whole.name} {self._named}"
+
+    def state(self) -> Any:
+        return self._whole.state(), super().state()
+
+    def _tokens(self, prompt: str) -> Tokens:
+        return self._tokenize(prompt)
+
+
+_inside = threading.local()
+
+
+@contextmanager
+def within() -> Iterator[None]:
+    """While it lasts, the encoder works as a whole, and guards of its inner encoders do nothing."""
+    before = working()
+    _inside.working = True
+    try:
+        yield
+    finally:
+        _inside.working = before
+
+
+def working() -> bool:
+    """Whether the encoder works as a whole now."""
+    return bool(getattr(_inside, "working", False))
 
 
 def output(result: Any) -> Output:
@@ -192,6 +243,11 @@ def unguarded(encode: Any) -> Any:
 def _reads_pooled(stage: torch.nn.Module) -> bool:
     """Stable Diffusion 1 and 2 read no pooled output; theirs is left alone, as other hosts have none."""
     return getattr(stage, "clip", None) not in ("clip_l", "clip_h")
+
+
+def _masked(stage: torch.nn.Module) -> bool:
+    """Whether a diffusion model leaves out the filling that the encoder masks; LongCat-Image's reads it all."""
+    return not any(kind.__name__ == "LongCatImageTEModel" for kind in type(stage).__mro__)
 
 
 def _hooks(stage: torch.nn.Module) -> Any:

@@ -26,13 +26,10 @@ import torch
 from ..saferegion.core.conditioning import Conditioning, Space
 from ..saferegion.core.errors import ConditioningError
 from ..saferegion.guard.selection import Guard, GuardReport
+from .keys import LYRICS, MASK, PREFIX, refuse_unknown
 
 TOKENS, CLIP_ROWS, T5_ROWS = "tokens", "clip", "t5"
 SD3_WIDTH, SD3_CLIP_WIDTH = 4096, 2048
-PREFIX = "conditioning_"
-MASK = "attention_mask"
-LYRICS = "conditioning_lyrics"
-"""Token ids of song lyrics: nothing that could be moved."""
 BEGIN_TOLERANCE = 0.25
 """Relative distance up to which a row is taken for a begin token. A LoRA moves it by a few hundredths; other tokens,
 and the begin token of other encoders, are further away."""
@@ -78,8 +75,9 @@ class Family:
     width: int
 
     @classmethod
-    def of(cls, outputs: Sequence[Output], reads_pooled: bool = True) -> Family:
-        """From the outputs for :data:`~saferegion.fingerprint.PROBES`, one prompt each.
+    def of(cls, outputs: Sequence[Output], reads_pooled: bool = True, masked: bool = True) -> Family:
+        """From the outputs for :data:`~saferegion.fingerprint.PROBES`, one prompt each; whether the diffusion model
+        reads the pooled output, and leaves out what the encoder masks.
 
         Raises:
             ConditioningError: the encoder gives no embeddings of text.
@@ -90,6 +88,8 @@ class Family:
                     "This text encoder does not give token embeddings [batch, tokens, width], so it cannot be guarded; "
                     "connect the CLIP of a text-to-image model."
                 )
+        for _, _, extras in outputs:
+            refuse_unknown(extras)
         tokens, _, _ = outputs[-1]
         width = tokens.shape[2]
         two = width == SD3_WIDTH and bool((_zero_tail(tokens) & tokens.ne(0).any(-1).any(0)).any())
@@ -100,7 +100,7 @@ class Family:
             raise ConditioningError(
                 "This text encoder gives token embeddings of zeros, so it cannot be guarded; load all of its parts."
             )
-        masks = {k: v.shape[-1] for _, _, extras in outputs for k, v in extras.items() if _masks(k, v)}
+        masks = {k: v.shape[-1] for _, _, extras in outputs for k, v in extras.items() if masked and _masks(k, v)}
         unknown = cls(zeros, two, pooled, not reads_pooled, keys, masks, {}, width)
         parts = [{p.space: p.rows[0] for p in unknown._parts(*output)} for output in outputs]
         spaces = {name for p in parts for name in p}
@@ -138,6 +138,10 @@ class Family:
         if isinstance(given, torch.Tensor) and given.ndim == 2 and given.shape[1] == rows.shape[1]:
             mask = mask & (given.to(rows.device) != 0)
         return _Part(space, rows, mask, key, where)
+
+    def movable(self, rows: torch.Tensor) -> torch.Tensor:
+        """bool ``[B, T]``: rows of ``cross_attn`` [B, T, D] that may move, of families whose text is one space."""
+        return self._part(TOKENS, rows, None, None, None).mask
 
     def conditioning(
         self, tokens: torch.Tensor, pooled: torch.Tensor | None = None, extras: Mapping[str, Any] | None = None
@@ -229,6 +233,7 @@ class Family:
         return tokens, pooled, changed, report
 
     def _check(self, tokens: Any, pooled: Any, extras: Mapping[str, Any]) -> None:
+        refuse_unknown(extras)
         if not isinstance(tokens, torch.Tensor) or tokens.ndim != 3 or not tokens.is_floating_point():
             raise ConditioningError(
                 "This conditioning holds no token embeddings, so there is nothing that could be guarded; connect the "

@@ -43,7 +43,7 @@ class GuardCLIP(_Guarding):
         }
 
     def guard(self, clip: Any, region: sr.Selection | None = None, unique_id: Any = None) -> tuple[Any]:
-        from .wrap import guard_clip
+        from .clip_guard import guard_clip
 
         selection = region or everything()
         show_below(unique_id, f"guards against {selection}")
@@ -95,9 +95,13 @@ class GuardConditioning(_Guarding):
     DESCRIPTION = "Guards one conditioning, and says what it did. For a positive prompt; a negative one needs no guard."
     CATEGORY = CATEGORY
     FUNCTION = "guard"
-    RETURN_TYPES = ("CONDITIONING", "STRING")
-    RETURN_NAMES = ("conditioning", "report")
-    OUTPUT_TOOLTIPS = ("The conditioning inside the safe region.", "What was moved, how far, and why.")
+    RETURN_TYPES = ("CONDITIONING", "STRING", "BOOLEAN")
+    RETURN_NAMES = ("conditioning", "report", "moved")
+    OUTPUT_TOOLTIPS = (
+        "The conditioning inside the safe region.",
+        "What was moved, how far, and why.",
+        "Whether anything was moved.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -112,7 +116,7 @@ class GuardConditioning(_Guarding):
 
     def guard(
         self, conditioning: Any, clip: Any, region: sr.Selection | None = None, unique_id: Any = None
-    ) -> tuple[Any, str]:
+    ) -> tuple[Any, str, bool]:
         from .encoder import TextEncoder
         from .wrap import fit, guard_conditioning, told
 
@@ -120,7 +124,7 @@ class GuardConditioning(_Guarding):
         guarded, reports = guard_conditioning(fitted, conditioning)
         text = told(reports)
         show_below(unique_id, text)
-        return guarded, text
+        return guarded, text, any(r.moved for r in reports)
 
 
 class Inspect(_Guarding):
@@ -160,9 +164,10 @@ class Inspect(_Guarding):
     ) -> Mapping[str, Any]:
         from nodes import PreviewImage
 
+        from .clip_guard import look
         from .encoder import TextEncoder
         from .pictures import heat_maps, token_strings
-        from .wrap import fit, look
+        from .wrap import fit
 
         encoder, selection = TextEncoder.of(clip), region or everything()
         seen = look(fit(selection, encoder), selection, encoder, clip, text)

@@ -67,6 +67,15 @@ def own(concept: sr.Concept) -> sr.Concept:
     return concept
 
 
+def number(strength: Any) -> bool | str:
+    """Whether a strength can be one, else what is wrong with it: NaN is neither smaller nor bigger than anything."""
+    if strength is None or not isinstance(strength, int | float):  # comes through a link
+        return True
+    if not strength >= 0:
+        return f"strength must be a number from 0 to 10; got {strength} (smaller than min, or none)."
+    return True if strength <= 10 else f"strength must be a number from 0 to 10; got {strength} (bigger than max)."
+
+
 class SafeRegionNode:
     DESCRIPTION = (
         "Chooses what is kept out of the picture. Connect it to a guard node; chain several to choose more. Compiled "
@@ -96,6 +105,10 @@ class SafeRegionNode:
             },
             "optional": {"region": ADD_TO},
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, strength: Any = None) -> bool | str:
+        return number(strength)
 
     @classmethod
     def IS_CHANGED(cls, concept: str, **_: Any) -> Any:
@@ -163,6 +176,10 @@ class ConceptFromWords:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, strength: Any = None) -> bool | str:
+        return number(strength)
+
     def describe(
         self,
         name: str,
@@ -206,6 +223,10 @@ class LoadDirections:
             },
             "optional": {"region": ADD_TO},
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, strength: Any = None) -> bool | str:
+        return number(strength)
 
     @classmethod
     def IS_CHANGED(cls, file: str, **_: Any) -> Any:

@@ -43,7 +43,7 @@ def this_run() -> str | None:
 
 
 def show_below(node: Any, text: str) -> None:
-    """Text below a node of the page, where the host can show it."""
-    send = getattr(_server(), "send_progress_text", None)  # since 0.3.34
-    if send is not None and node is not None:
-        send(text, str(node))
+    """Text below a node of the page, which keeps it when the page is loaded again (web/safe_region.js)."""
+    server = _server()
+    if server is not None and node is not None:
+        server.send_sync("safe_region.report", {"node": str(node), "text": text}, getattr(server, "client_id", None))

@@ -1,8 +1,7 @@
-"""The three places where a guard sits in ComfyUI: behind the text encoder, in a conditioning, before the sampling."""
+"""Two of the three places where a guard sits in ComfyUI: in a conditioning, and before the sampling."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,27 +10,18 @@ import comfy.patcher_extension
 import torch
 from comfy import model_management
 
-from ..saferegion.core.conditioning import Conditioning
-from ..saferegion.core.errors import ConditioningError, SafeRegionError, UnresolvedError
+from ..saferegion.core.errors import ConditioningError, SafeRegionError
 from ..saferegion.core.fingerprint import Fingerprint
-from ..saferegion.guard import second_look
-from ..saferegion.guard.naming import names_in
 from ..saferegion.guard.selection import NO_MINORS, Guard, GuardReport, Selection
-from .disguise import Plain, Texts, listening, normaliser_of
-from .encoder import STATES, Encode, TextEncoder, Tokens, output, tokenizing, unguarded
+from .backstop import captured, watching
+from .encoder import TextEncoder
 from .family import Family
 from .files import library
-from .progress import Progress, this_run
+from .keys import CONTROLNET, GLIGEN, MASK, POOLED, POSE, PREFIX, REFERENCE
+from .progress import Progress
 
 KEY = "safe_region"
 NEGATIVE = "negative"
-POOLED = "pooled_output"
-CONTROLNET = ("cross_attn_controlnet", "pooled_output_controlnet")
-GLIGEN = "gligen"
-REFERENCE = "reference_latents_text_embeds"
-
-SHOWN = 4
-"""Last prompts of which a guarded CLIP shows what was done: one positive and one negative at least."""
 
 Tell = Callable[[str], None]
 """Takes the report of what was guarded, as text."""
@@ -99,13 +89,15 @@ def guard_entry(
             guarded.append((inside, *place))
             reports.append(report)
         options[GLIGEN] = (kind, model, guarded)
-    if options.get(REFERENCE) is not None:
+    for key in (REFERENCE, POSE):
+        if options.get(key) is None:
+            continue
         texts = []
-        for text in options[REFERENCE]:
+        for text in options[key] if key == REFERENCE else [options[key]]:
             inside, _, _, report = family.guard(guard, text, None, {})
             texts.append(inside)
             reports.append(report)
-        options[REFERENCE] = texts
+        options[key] = texts if key == REFERENCE else texts[0]
     return tokens, options, [r for r in reports if r is not None]
 
 
@@ -146,136 +138,6 @@ def guard_conditioning(fitted: Fitted, conditioning: Any) -> tuple[list[list[Any
     return guarded, reports
 
 
-@dataclass(frozen=True, eq=False)
-class Look:
-    """The report of a text, and the tokens and conditioning that it is of."""
-
-    report: GuardReport
-    tokens: Tokens
-    conditioning: Conditioning
-
-
-# -- behind the text encoder -----------------------------------------------------------------------------------------
-
-
-class ClipGuard:
-    """Stands in for ``encode_token_weights`` of a text encoder, in one CLIP object and its clones.
-
-    Loaders of LoRA, Set Last Layer and scheduled hooks change the encoder after this node; its state is looked at on
-    every call, and directions are found or compiled for the encoder as it is then.
-    """
-
-    def __init__(self, selection: Selection, clip: Any, tell: Tell) -> None:
-        self.selection, self.tell = selection, tell
-        self.texts = Texts(clip.tokenizer, selection, library())
-        self.safe_region_unguarded: Encode = unguarded(clip.cond_stage_model.encode_token_weights)
-        self._inner: Encode = clip.patcher.get_model_object("encode_token_weights")
-        self._stage, self._tokenize = clip.cond_stage_model, tokenizing(clip)
-        self._fitted: dict[Any, Fitted] = {}
-        self._said: deque[str] = deque(maxlen=SHOWN)
-        self._run: str | None = None
-
-    def encoder(self) -> TextEncoder:
-        return TextEncoder(self._stage, self.safe_region_unguarded, self._tokenize)
-
-    def fitted(self) -> Fitted:
-        """The guard for the encoder as it is now."""
-        encoder = self.encoder()
-        state = encoder.state()
-        if state not in self._fitted:
-            if len(self._fitted) >= STATES:
-                self._fitted.clear()
-            fingerprint = encoder.fingerprint()
-            near = [f for f in self._fitted.values() if f.encoder.matches(fingerprint)]
-            like = min(near, key=lambda f: f.encoder.distance(fingerprint), default=None)
-            self._fitted[state] = (
-                fit(self.selection, encoder) if like is None else Fitted(like.guard, encoder.family, fingerprint)
-            )
-        return self._fitted[state]
-
-    def __call__(self, tokens: Tokens, *args: Any, **kwargs: Any) -> Any:
-        result = self._inner(tokens, *args, **kwargs)
-        if _unprojected(self._stage):
-            raise SafeRegionError(
-                "This node asks for the unprojected pooled output of an encoder whose projected one is guarded; put "
-                "Guard Conditioning or Guard Model behind it instead of Guard CLIP."
-            )
-        plain = self.texts.plain(tokens)
-        names = self.texts.named(tokens)
-        found, report = (
-            self._guarded(result, names) if plain is None else self._twice(result, names, plain, *args, **kwargs)
-        )
-        if (run := this_run()) != self._run:
-            self._said.clear()
-            self._run = run
-        self._said.append(told([report] if report is not None else []))
-        self.tell("\n".join(dict.fromkeys(self._said)))
-        return found
-
-    def _twice(
-        self, result: Any, names: frozenset[str], plain: Plain, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Any, ...], GuardReport | None]:
-        """As :meth:`_guarded`, of a prompt in disguise and of its plain text: what is painted must be inside."""
-        refused: UnresolvedError | None = None
-        first: tuple[tuple[Any, ...], GuardReport | None] = (), None
-        try:
-            first = self._guarded(result, names)
-        except UnresolvedError as error:
-            refused = error
-        names = self.texts.named(plain.tokens)
-        second, report = self._guarded(self._inner(plain.tokens, *args, **kwargs), names)
-        if report is not None and second_look.finds_more(first[1] or GuardReport(()), report):
-            return second, second_look.without_disguise(report, plain.undone)
-        if refused is not None:
-            raise refused
-        return first
-
-    def _guarded(self, result: Any, names: frozenset[str]) -> tuple[tuple[Any, ...], GuardReport | None]:
-        """What the encoder gave, guarded, and the report of it. ``names``: concepts that its texts name."""
-        embedded, pooled, extras = output(result)
-        fitted = self.fitted()
-        guard = fitted.guard.naming(names)
-        embedded, pooled, changed, report = fitted.family.guard(guard, embedded, pooled, extras)
-        return (embedded, pooled, *([{**extras, **changed}, *result[3:]] if len(result) > 2 else [])), report
-
-
-def _unprojected(stage: torch.nn.Module) -> bool:
-    """Whether an encoder that projects its pooled output by default has been told not to."""
-    return any(
-        getattr(m, "options_default", (None, None, False))[2] and not m.return_projected_pooled
-        for m in stage.children()
-        if hasattr(m, "return_projected_pooled")
-    )
-
-
-def guard_clip(clip: Any, selection: Selection, tell: Tell) -> Any:
-    """A CLIP whose every output is guarded; the one given stays as it is."""
-    guarded = clip.clone()
-    TextEncoder.of(guarded)
-    guard = ClipGuard(selection, guarded, tell)
-    guard.fitted()
-    guarded.patcher.add_object_patch("encode_token_weights", guard)
-    guarded.tokenizer = listening(guarded.tokenizer, guard.texts)
-    return guarded
-
-
-def look(fitted: Fitted, selection: Selection, encoder: TextEncoder, clip: Any, text: str) -> Look:
-    """What Guard CLIP would do with a text, as :class:`Look`; unresolved texts are no error here."""
-    names = names_in(selection, library())
-    tokens = clip.tokenize(text)
-    c = fitted.family.conditioning(*encoder.encode(tokens))
-    first = Look(fitted.guard.naming(names(text)).apply(c)[1], tokens, c)
-    found = second_look.undisguised(normaliser_of(clip.tokenizer, selection), text)
-    if found is None:
-        return first
-    tokens = clip.tokenize(found.text)
-    c = fitted.family.conditioning(*encoder.encode(tokens))
-    report = fitted.guard.naming(names(found.text)).apply(c)[1]
-    if not second_look.finds_more(first.report, report):
-        return first
-    return Look(second_look.without_disguise(report, found.undone), tokens, c)
-
-
 # -- before the sampling ---------------------------------------------------------------------------------------------
 
 
@@ -284,6 +146,7 @@ class SamplingGuard:
 
     def __init__(self, fitted: Fitted, negative: bool, tell: Tell) -> None:
         self.fitted, self.negative, self.tell = fitted, negative, tell
+        self._free: list[torch.Tensor] = []
 
     def to(self, *_: Any, **__: Any) -> SamplingGuard:
         """Hosts move wrappers that have this between devices; regions find their device by themselves."""
@@ -299,16 +162,27 @@ class SamplingGuard:
         guider.conds = self.guarded(guider.conds, guider.model_patcher.load_device)
         return executor(*args, **kwargs)
 
+    def sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """Around the steps themselves: what other packs have captured is caught where the network reads it."""
+        guider, _, extra = args[:3]
+        if not captured(extra["model_options"]):
+            return executor(*args, **kwargs)
+        network = guider.inner_model.diffusion_model
+        with watching(network, self.fitted.family, self.fitted.guard, self._free):
+            return executor(*args, **kwargs)
+
     def guarded(self, conds: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         """New lists of new entries. All lists go to one device: entries on different ones are not batched."""
         reports: list[GuardReport] = []
         found: dict[str, Any] = {}
+        self._free = []
         for name, entries in conds.items():
             found[name] = []
             for given in entries or ():
                 entry = {k: _moved(v, device) if _is_text(k) else v for k, v in given.items()}
                 if name == NEGATIVE and not self.negative:
                     found[name].append(entry)
+                    self._free += [t for t in (entry.get("cross_attn"),) if isinstance(t, torch.Tensor)]
                     continue
                 options = {k: v for k, v in entry.items() if k != "cross_attn"}
                 for tokens, guarded, told_of in guard_windows(self.fitted, entry.get("cross_attn"), options):
@@ -319,7 +193,7 @@ class SamplingGuard:
 
 
 def _is_text(key: str) -> bool:
-    return key in ("cross_attn", POOLED, *CONTROLNET) or key.startswith(("conditioning_", "attention_mask"))
+    return key in ("cross_attn", POOLED, POSE, *CONTROLNET) or key.startswith((PREFIX, MASK))
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -332,6 +206,8 @@ def guard_model(model: Any, fitted: Fitted, negative: bool, tell: Tell) -> Any:
     Raises:
         SafeRegionError: a host that is too old to be guarded here.
     """
+    if not hasattr(model, "model_options"):
+        raise SafeRegionError("The MODEL input holds no diffusion model; connect the MODEL of a checkpoint or loader.")
     guarded = model.clone()
     kinds = comfy.patcher_extension.WrappersMP
     guard = SamplingGuard(fitted, negative, tell)
@@ -341,6 +217,8 @@ def guard_model(model: Any, fitted: Fitted, negative: bool, tell: Tell) -> Any:
         guarded.add_wrapper_with_key(kinds.OUTER_SAMPLE, KEY, guard.outer)
     else:
         raise SafeRegionError("Guard Model needs ComfyUI 0.3.10 or newer; update it, or use Guard Conditioning.")
+    if hasattr(kinds, "SAMPLER_SAMPLE"):
+        guarded.add_wrapper_with_key(kinds.SAMPLER_SAMPLE, KEY, guard.sampling)
     return guarded
 
 

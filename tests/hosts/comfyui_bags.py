@@ -8,6 +8,7 @@ and a diffusion network records what it is called with.
 
 from __future__ import annotations
 
+import importlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,17 +18,21 @@ from typing import Any
 import comfy.clip_model
 import comfy.model_base
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.supported_models as supported
 import torch
 from comfy import sd1_clip
 from comfy.ldm.audio.embedders import NumberConditioner
 from comfy.supported_models_base import ClipTarget
-from comfy.text_encoders import hidream, llama, sd3_clip
+from comfy.text_encoders import flux, hidream, sd3_clip
 from torch import Tensor, nn
 
 THEME = ("burning", "blazing", "flaming")
 HIDDEN = 32
+THEMED, HEARD = 4.0, 0.4
+"""How much of a theme word's embedding is the theme, and of a token what was read before it: with less of the one or
+more of the other a word drowns behind a hundred others, and no long prompt could be told from another."""
 _ROWS = 30011
 _BEGIN_END: dict[str, tuple[int | None, int | None]] = {
     **dict.fromkeys(("clip_l", "clip_g", "clip_h"), (49406, 49407)),
@@ -39,6 +44,8 @@ _BEGIN_END: dict[str, tuple[int | None, int | None]] = {
     "qwen25_3b": (None, None),
     "qwen25_7b": (None, None),
     "lyrics": (261, None),
+    "mistral3_24b": (1, None),
+    "ministral3_3b": (1, None),
 }
 _SPECIAL = {
     "t5": {"</s>": 1},
@@ -58,12 +65,12 @@ class Words:
     """A tokenizer: every word is one token, numbered by its hash."""
 
     def __init__(self, key: str) -> None:
-        self.begin, self.end = _BEGIN_END[key]
+        self.begin, self.end = _BEGIN_END.get(key, (None, None))
         self.special = next((s for name, s in _SPECIAL.items() if name in key), {})
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, add_special_tokens: bool = True, **_: Any) -> dict[str, list[int]]:
         words = re.findall(r"<\|\w+\|>|</s>|\[SEP\]|\n+|\w+|[^\w\s]", text)
-        around = [[] if t is None else [t] for t in (self.begin, self.end)]
+        around = [[t] if t is not None and add_special_tokens else [] for t in (self.begin, self.end)]
         return {"input_ids": around[0] + [self._id(w) for w in words] + around[1]}
 
     def _id(self, word: str) -> int:
@@ -83,7 +90,7 @@ def _table() -> Tensor:
     table = torch.randn(_ROWS, HIDDEN, generator=torch.Generator().manual_seed(0))
     theme = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(1))
     rows = slice(400, 400 + len(THEME))
-    table[rows] = table[rows] / 2 + 2 * theme
+    table[rows] = table[rows] / 2 + THEMED * theme
     return table
 
 
@@ -133,33 +140,26 @@ class Bag(nn.Module):
         else:
             seen = (x * word).sum(1, keepdim=True) / word.sum(1, keepdim=True).clamp_min(1).sqrt()
         place = torch.sin(torch.arange(x.shape[1]).unsqueeze(1) * torch.arange(1, HIDDEN + 1) / 9)
-        tokens = 3 * torch.tanh((x + 1.5 * seen + place) / 3) @ self.out
+        tokens = 3 * torch.tanh((x + HEARD * seen + place) / 3) @ self.out
         middle = tokens.roll(1, -1)
-        if intermediate_output == "all":
-            middle = torch.stack([tokens.roll(i, -1) for i in range(self.num_layers + 1)], 1)
+        wanted = range(self.num_layers + 1) if intermediate_output == "all" else intermediate_output
+        if not isinstance(wanted, int | None):
+            middle = torch.stack([tokens.roll(i, -1) for i in wanted], 1)
         if not self.pools:
             return tokens, middle
         pooled = tokens[torch.arange(len(tokens)), [n - 1 for n in num_tokens]]
         return tokens, middle, pooled.flip(-1), pooled
 
 
-_LLM = {
-    llama.Llama2: llama.Llama2Config,
-    llama.Qwen25_3B: llama.Qwen25_3BConfig,
-    llama.Qwen25_7BVLI: llama.Qwen25_7BVLI_Config,
-    llama.Gemma2_2B: llama.Gemma2_2B_Config,
-}
-
-
 def _bag(model: type, config: dict[str, Any], size: Callable[[int], int]) -> Bag:
-    if model in _LLM:
-        known = _LLM[model]
-        narrow = size(known.hidden_size) < known.hidden_size
-        return Bag(size(known.hidden_size), 4 if narrow else known.num_hidden_layers, True, False)
     clip = model is comfy.clip_model.CLIPTextModel
-    width = config["hidden_size"] if "hidden_size" in config else config["d_model"]
-    layers = config["num_hidden_layers"] if "num_hidden_layers" in config else config["num_layers"]
-    return Bag(size(width), layers, clip, clip)
+    width = config.get("hidden_size") or config.get("d_model")
+    if width:
+        layers = config["num_hidden_layers"] if "num_hidden_layers" in config else config["num_layers"]
+        return Bag(size(width), layers, clip, clip)
+    whole = model({}, torch.float32, torch.device("meta"), comfy.ops.disable_weight_init)  # its sizes, without weights
+    width = whole.get_input_embeddings().weight.shape[1]
+    return Bag(size(width), 4 if size(width) < width else whole.num_layers, True, False)
 
 
 @contextmanager
@@ -173,13 +173,22 @@ def _without_weights(size: Callable[[int], int]) -> Iterator[None]:
         tokenizer(self, "", *args, **options)
 
     def bag(self: Any, *args: Any, model_class: type = comfy.clip_model.CLIPTextModel, **options: Any) -> None:
-        model(self, *args, model_class=lambda config, *_: _bag(model_class, config, size), **options)
+        taps = options.get("layer")
+        many = len(taps) if isinstance(taps, list) else 1  # side by side in the end, so each is the narrower
+
+        def narrower(width: int) -> int:
+            return size(width) // many // 8 * 8 if many > 1 and size(width) < width else size(width)
+
+        model(self, *args, model_class=lambda config, *_: _bag(model_class, config, narrower), **options)
 
     sd1_clip.SDTokenizer.__init__, sd1_clip.SDClipModel.__init__ = words, bag
+    mistral = getattr(flux, "load_mistral_tokenizer", None)  # reads a file that comes with the weights
+    flux.load_mistral_tokenizer = lambda *_: {}
     try:
         yield
     finally:
         sd1_clip.SDTokenizer.__init__, sd1_clip.SDClipModel.__init__ = tokenizer, model
+        flux.load_mistral_tokenizer = mistral
 
 
 def target(model: type) -> ClipTarget | None:
@@ -188,6 +197,14 @@ def target(model: type) -> ClipTarget | None:
         return ClipTarget(sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip())
     if model is supported.HiDream:
         return ClipTarget(hidream.HiDreamTokenizer, hidream.hidream_clip())
+    if model.__name__ == "ACEStep15":  # newer hosts have it; its encoder is found by its weights
+        ace = importlib.import_module("comfy.text_encoders.ace15")
+        return ClipTarget(ace.ACE15Tokenizer, ace.te(lm_model="none"))
+    if model.__name__ == "Flux2":
+        return ClipTarget(flux.Flux2Tokenizer, flux.flux2_te())
+    if model.__name__.startswith("CogVideoX"):  # as the loader of text encoders builds it
+        cog = importlib.import_module("comfy.text_encoders.cogvideo")
+        return ClipTarget(cog.CogVideoXTokenizer, cog.cogvideo_te())
     return model(_config(model)).clip_target(state_dict={})
 
 
@@ -202,12 +219,18 @@ class Recorder(nn.Module):
 
     dtype = torch.float32
     patch_size = 2
+    ofs_proj_dim = None
 
     def __init__(self, channels: int, in_channels: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.in_channels = channels, in_channels
         self.seen: list[dict[str, Tensor]] = []
         self.patch_embedding = nn.Conv1d(in_channels, 1, 1)
+        self.img_in = nn.Module()
+        self.img_in.proj = nn.Conv1d(in_channels + 1, 1, 1)
+
+    def preprocess_text_embeds(self, text: Tensor, *_: Any, **__: Any) -> Tensor:
+        return text
 
     def forward(self, x: Tensor, t: Tensor, transformer_options: dict[str, Any], **given: Any) -> Tensor:
         rows = transformer_options["cond_or_uncond"]
@@ -222,6 +245,7 @@ class Recorder(nn.Module):
 def _config(model: type) -> dict[str, Any]:
     channels = model.latent_format.latent_channels
     own = {"in_channels": channels, "out_channels": channels, "disable_unet_model_creation": True}
+    own |= {"hidden_size": 3072, "timestep_features_type": "learned"}  # what Flux 2 and Stable Audio 3 ask for
     return {**own, "dtype": torch.float32, **model.unet_config}
 
 

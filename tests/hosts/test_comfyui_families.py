@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,11 @@ INSIDE = 1e-3
 """Benign standard deviations beyond the border that rounding may leave."""
 PICTURES = {"Stable_Zero123", "SVD_img2vid", "SV3D_u", "SV3D_p", "Hunyuan3Dv2", "Hunyuan3Dv2mini", "Hunyuan3Dv2_1"}
 """Families that read pictures and no text."""
+NEWER_PICTURES = {"TripoSplat", "SeedVR2", "RT_DETR_v4", "Trellis2", "DepthAnything3"}
+WORDS = {"HiDreamO1": "text_input_ids", "Anima": "t5xxl_ids", "ACEStep15": "conditioning_lyrics"}
+"""Families whose models are given words past every embedding, and the key that a refusal names."""
+UNBUILT = {"LTXAV", "MiniMaxH3", "MiniMaxMusic3", "Lens", "SAM3", "SAM31"}
+"""Families that cannot be built without their weights; comfyui_families.py says why. None of 0.3.64."""
 SPACES = {
     "SD15": {"tokens"},
     "SD20": {"tokens"},
@@ -71,16 +77,18 @@ def base(comfyui_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (base / name).mkdir(parents=True)
     (base / "custom_nodes" / "safe-region").symlink_to(HERE.parents[1])
     user = base / "models" / "safe_region"
-    pairs = [(f"a {k} {n}", f"a {ADJECTIVES[i % 4]} {n}") for k in KNOWN for i, n in enumerate(NOUNS[:8])]
+    calm = (ADJECTIVES * 4)[: len(KNOWN) * len(NOUNS)]
+    pairs = [(f"a {k} {n}", f"a {c} {n}") for (k, n), c in zip(itertools.product(KNOWN, NOUNS), calm, strict=True)]
     recipe = {
         "format": "saferegion-recipe/1", "name": "ablaze", "title": "Ablaze", "kind": "exclude", "version": 1,
         "licence": "MIT", "description": "Fire, for text encoders of bags of words.",
         "pairs": [{"unsafe": u, "safe": s} for u, s in pairs],
         "neutral": [f"a {a} stove in a kitchen" for a in ADJECTIVES[:4]],
     }  # fmt: skip
+    benign = benign_prompts(60)  # and some of them behind each other: prompts are of every length
     neutral = {
         "format": "saferegion-neutral/1", "name": "neutral", "version": 1, "licence": "MIT",
-        "prompts": benign_prompts(40),
+        "prompts": [*benign, *(", ".join(benign[i : i + 2 + i % 9]) for i in range(0, 60, 3))],
     }  # fmt: skip
     for name, data in (("ablaze", recipe), ("neutral", neutral)):
         (user / f"{name}.yaml").write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
@@ -122,25 +130,46 @@ def table(families: dict[str, Any]) -> str:
     """Family, spaces, and how far outside its border each lies before and after the guard."""
     lines = []
     for name, found in families.items():
-        if "refused" in found:
-            lines.append(f"{name:24} reads pictures; refused: {next(iter(found['refused'].values()))}")
-            continue
-        far = ", ".join(f"{s} {b:+.1f} -> {a:+.1f}" for s, (b, a) in found["far"]["plain"].items())
-        lines.append(f"{name:24} {' + '.join(found['spaces']):24} {far}")
+        if "unbuilt" in found:
+            lines.append(f"{name:24} not built here: {found['unbuilt']}")
+        elif "refused" in found:
+            lines.append(f"{name:24} refused: {next(iter(found['refused'].values()))}")
+        else:
+            far = ", ".join(f"{s} {b:+.1f} -> {a:+.1f}" for s, (b, a) in found["far"]["plain"].items())
+            lines.append(f"{name:24} {' + '.join(found['spaces']):24} {far}")
     return "\n".join(lines)
+
+
+def built(printed: dict[str, Any]) -> dict[str, Any]:
+    """Families that are guarded."""
+    return {name: found for name, found in printed["families"].items() if "far" in found}
+
+
+def test_every_family_of_the_host_is_guarded_or_refused_for_a_reason_that_is_known(printed: dict[str, Any]) -> None:
+    """A family that is new in the host fails here until it is looked at."""
+    families = printed["families"]
+    print(table(families))
+    refused = {name for name, found in families.items() if "refused" in found}
+    assert refused == (PICTURES | NEWER_PICTURES | WORDS.keys()) & families.keys()
+    assert {name for name, found in families.items() if "unbuilt" in found} == UNBUILT & families.keys()
+    for name, key in WORDS.items():
+        if name in families:
+            (said,) = families[name]["refused"].values()
+            assert f"'{key}'" in said and said.endswith("or use another model."), said
 
 
 def test_no_text_reaches_a_network_unguarded(printed: dict[str, Any]) -> None:
     families = printed["families"]
-    print(table(families))
-    guarded = {name: found for name, found in families.items() if name not in PICTURES}
+    guarded = built(printed)
     assert len(guarded) >= 53
     for name, found in guarded.items():
         spaces = set(found["spaces"])
         assert spaces == SPACES.get(name, spaces), name
         for which, far in found["far"].items():
-            assert all(after <= INSIDE for _, after in far.values()), (name, which, far)
+            inside = found["open"][which] <= 0  # what the core finds inside keeps its bits
+            assert inside or all(after <= INSIDE for _, after in far.values()), (name, which, far)
         plain = found["far"]["plain"]
+        assert found["open"]["plain"] > 0, name
         assert {space for space in plain if "ControlNet" not in space} == REACHED.get(name, spaces), name
         assert all(before > 1 for before, _ in plain.values()), (name, plain)
     assert families["SD15"]["far"]["plain"].keys() == {"tokens", "tokens of a ControlNet"}
@@ -148,32 +177,32 @@ def test_no_text_reaches_a_network_unguarded(printed: dict[str, Any]) -> None:
 
 def test_long_prompts_and_end_tokens_typed_into_them_hide_nothing(printed: dict[str, Any]) -> None:
     moved: dict[str, set[str]] = {"long": set(), "ended": set(), "ended early": set()}
-    for found in printed["families"].values():
-        for which in moved.keys() & found.get("far", {}).keys():
-            if any(before > 0 for before, _ in found["far"][which].values()):
+    for found in built(printed).values():
+        for which in moved.keys() & found["open"].keys():
+            if found["open"][which] > 0:
                 moved[which].add(found["encoder"].split()[0])
+    every = {found["encoder"].split()[0] for found in built(printed).values()}
+    assert moved["long"] == every, every - moved["long"]
     both = {f"{name}Tokenizer" for name in ("SD1", "SD2", "SDXL", "SD3", "Flux", "QwenImage", "Lumina", "HunyuanVideo")}
-    assert moved["long"] >= both | {"WanT5Tokenizer", "Omnigen2Tokenizer"}, moved["long"]
-    assert moved["ended"] >= both | {"PixArtTokenizer", "AceT5Tokenizer"}, moved["ended"]
+    assert moved["ended"] >= both, both - moved["ended"]
     assert "HyditTokenizer" in moved["ended early"], moved["ended early"]
 
 
 def test_the_three_guards_give_one_result_and_leave_benign_prompts_alone(printed: dict[str, Any]) -> None:
-    for name, found in printed["families"].items():
-        if name not in PICTURES:
-            assert found["apart"] == 0, name
-            assert all(found["benign"].values()), (name, found["benign"])
-    encoders = {found["encoder"]: len(found["benign"]) for found in printed["families"].values() if "encoder" in found}
+    for name, found in built(printed).items():
+        assert found["apart"] == 0, name
+        assert all(found["benign"].values()), (name, found["benign"])
+    encoders = {found["encoder"]: len(found["benign"]) for found in built(printed).values()}
     assert len(encoders) >= 22
 
 
 def test_a_prompt_in_disguise_is_read_by_every_encoder(printed: dict[str, Any]) -> None:
-    for name, found in printed["families"].items():
-        assert name in PICTURES or found["disguise"], name
+    for name, found in built(printed).items():
+        assert found["disguise"], name
 
 
 def test_a_family_that_reads_no_text_is_refused_with_a_sentence(printed: dict[str, Any]) -> None:
-    for name in PICTURES:
+    for name in (PICTURES | NEWER_PICTURES) & printed["families"].keys():
         for encoder, said in printed["families"][name]["refused"].items():
             assert "connect the CLIP that made" in said, (name, encoder, said)
 

@@ -1,7 +1,8 @@
 """Test-only: teaches ComfyUI the sizes of an exported microworld, so that its own CheckpointLoaderSimple loads it.
 
 ComfyUI knows the widths of Stable Diffusion 1.x by heart; here they come from the `.json` beside the checkpoint.
-Two nodes give what no good node gives: broken conditionings, and text where a choice of a list is expected.
+Some nodes give what no good node gives: broken conditionings, and text where a choice of a list is expected; others do
+as packs do that encode through an inner encoder (ADV_CLIP_emb), or keep text in an attention (Attention Couple).
 """
 
 from __future__ import annotations
@@ -123,7 +124,66 @@ class BrokenConditioning:
         )
 
 
-NODE_CLASS_MAPPINGS = {"TestAnyText": AnyText, "TestBrokenConditioning": BrokenConditioning}
+class InnerEncode:
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "encode"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"clip": ("CLIP", {}), "text": ("STRING", {})}}
+
+    def encode(self, clip: Any, text: str) -> tuple[Any]:
+        clip.load_model()
+        embedded, pooled, *_ = clip.cond_stage_model.clip_l.encode_token_weights(clip.tokenize(text)["l"])
+        return ([[embedded, {"pooled_output": pooled}]],)
+
+
+class Couple:
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "couple"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL", {}), "conditioning": ("CONDITIONING", {})}}
+
+    def couple(self, model: Any, conditioning: Any) -> tuple[Any]:
+        captured = conditioning[0][0]
+
+        def patch(n: Any, context: Any, value: Any, options: Any) -> tuple[Any, Any, Any]:
+            rows = context.clone()
+            each = len(rows) // len(options["cond_or_uncond"])
+            for i, kind in enumerate(options["cond_or_uncond"]):
+                if kind == 0:
+                    rows[i * each : (i + 1) * each] = captured.to(rows)
+            return n, rows, rows
+
+        model = model.clone()
+        model.set_model_attn2_patch(patch)
+        return (model,)
+
+
+class StrangeKey:
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "give"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"conditioning": ("CONDITIONING", {}), "key": ("STRING", {})}}
+
+    def give(self, conditioning: Any, key: str) -> tuple[Any]:
+        return ([[tensor, {**options, key: torch.ones(1, 4)}] for tensor, options in conditioning],)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TestAnyText": AnyText,
+    "TestBrokenConditioning": BrokenConditioning,
+    "TestInnerEncode": InnerEncode,
+    "TestCouple": Couple,
+    "TestStrangeKey": StrangeKey,
+}
 
 comfy.supported_models.models.append(MicroWorld)
 comfy.sd.VAE = MicroVAE
