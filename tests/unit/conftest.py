@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -20,7 +21,12 @@ _PROJECT = Path(__file__).resolve().parents[2]
 _PACK = "safe_region_pack"
 
 settings.register_profile(
-    "saferegion", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+    "saferegion",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[p for p in Phase if p is not Phase.shrink or "SAFE_REGION_NO_SHRINK" not in os.environ],
 )
 settings.load_profile("saferegion")
 

@@ -147,3 +147,11 @@ def test_the_mean_of_many_tokens_counts_for_more_where_it_varies_less() -> None:
     for reduce, growth in (("token", 0.5), ("mean", 1.5), ("mean", float("nan"))):
         with pytest.raises(SafeRegionError, match="Only a mean term grows"):
             Term(Readout("tokens", reduce), WORD, torch.zeros(1, 1), growth)
+
+
+def test_the_mean_is_that_of_the_tokens_that_may_move() -> None:
+    tokens = torch.tensor([[[9.0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]]])
+    mask = torch.tensor([[False, True, True, True]])
+    assert float(one("mean").scores(Conditioning(tokens, mask))[0, 0]) == pytest.approx(
+        float(one("mean").scores(Conditioning(tokens[:, 1:]))[0, 0])
+    )

@@ -404,3 +404,12 @@ def test_a_graph_says_what_is_said_where_it_may_end_early(seed: int, monkeypatch
     monkeypatch.setattr(geometry, "asks_freely", lambda _: False)
     assert same_bits(region.project(batch.tokens, batch.mask), wanted)
     assert same_bits(region.apply(batch)[0].tokens, wanted)
+
+
+def test_a_token_that_stays_keeps_the_sign_of_its_zeros() -> None:
+    shape = Shape(concepts=1, kinds=("token",), witness=False)
+    region = SafeRegion([direction("fire", shape, 3)])
+    tokens = torch.stack([3 * region.directions[0].movers["tokens"].unit[0], -torch.zeros(12)])[None]
+    mask = torch.tensor([[True, False]])
+    after, report = region.apply(Conditioning(tokens, mask))
+    assert report.moved and same_bits(after.tokens[0, 1], tokens[0, 1])
