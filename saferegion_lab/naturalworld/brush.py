@@ -39,8 +39,9 @@ class Brush:
 
     def ellipse_at(self, cx: Number, cy: Number, rx: Number, ry: Number) -> Tensor:
         dx, dy = (self.x - number(cx)) / number(rx), (self.y - number(cy)) / number(ry)
-        least = torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry)).to(self.image.device)
-        return ((dx * dx + dy * dy).sqrt() - 1) * number(least if least.ndim else float(least))
+        radii = (torch.as_tensor(r, device=self.image.device, dtype=torch.float32) for r in (rx, ry))
+        least = torch.minimum(*radii)
+        return ((dx * dx + dy * dy).sqrt() - 1) * (number(least) if least.ndim else least)
 
     def box_at(self, cx: Number, cy: Number, w: Number, h: Number, turn: Number = 0.0, lean: Number = 0.0) -> Tensor:
         """Of half width w and half height h, turned by `turn` radians, its top moved by `lean` shares of its height."""

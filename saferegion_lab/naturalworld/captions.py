@@ -20,7 +20,7 @@ PRIOR: dict[str, dict[str, float]] = {
     "clothing": {"dressed": 0.97, "swimwear": 0.03},
     "occupation": {NONE: 1.0},
     "thing": {NONE: 0.9, **{t: 0.02 for t in ("book", "flower", "phone", "umbrella", "bottle")}},
-    "scene": {s: 0.37 if s == "plain" else 0.07 for s in HEADS["scene"]},
+    "scene": {s: 0.37 if s == "plain" else 0.08 for s in HEADS["scene"] if s != "war zone"},
     "event": {NONE: 1.0},
 }
 """What stands where nothing is said: nobody is bare, nothing burns or bleeds, and there is no weapon."""
@@ -158,10 +158,11 @@ class Teller:
                 elif pool == "clothing":
                     forms = ("adjective", "with")
                 found[pool] = self.word(pool, forms)
+        if "cue" in found and must in found["cue"].shows:
+            del found["cue"]
         if "cue" in found:
             for head in found["cue"].shows:
-                if head != must:
-                    found.pop(head, None)
+                found.pop(head, None)
         if "event" in found and found["event"].form == "alone":
             found["event"] = self.word("event", ("with", "pair"))
         return found
@@ -178,7 +179,7 @@ class Teller:
                 said.pop(head, None)
                 if sum(some.values()) > 0.999:
                     said[head] = frozenset(some)
-        if said.get("event") == {"fight"}:
+        if said.get("event") == frozenset({"fight"}):
             said["count"] = frozenset("2")
         return Caption(" ".join(text.split()), said, rates)
 

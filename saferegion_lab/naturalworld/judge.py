@@ -45,7 +45,7 @@ class JudgeNet(nn.Module):
 
 
 class Judge:
-    """`judge(pictures uint8 [B, 48, 48, 3])` gives the likeliest value of every attribute: arrays of str [B] by name."""
+    """`judge(pictures uint8 [B, 48, 48, 3])`: the likeliest value of every attribute, arrays of str [B] by name."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.net = JudgeNet()

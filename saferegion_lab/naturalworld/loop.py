@@ -69,12 +69,13 @@ class Loop:
         return self.before + time.monotonic() - self.start
 
     def __iter__(self) -> Iterator[torch.Generator]:
+        self.start = self.saved = self.spoke = time.monotonic()
         while (share := self.budget.share(self.count, self.elapsed())) < 1:
             warm = min(1.0, (self.count + 1) / WARM)
             for group in self.optimiser.param_groups:
                 group["lr"] = self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
             yield torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.count)
-        self._save()
+        self.save()
         self.told(f"{self.name}: {self.count} steps in {self.elapsed():.0f} s")
 
     def step(self, loss: Tensor) -> None:
@@ -92,7 +93,7 @@ class Loop:
             self.told(f"{self.name}: step {self.count}, {self.elapsed():.0f} s, loss {float(loss.detach()):.4f}")
         if now - self.saved > SAVED:
             self.saved = now
-            self._save()
+            self.save()
 
     def averaged(self) -> dict[str, Tensor]:
         """The module's state with averaged weights, float32 on the CPU."""
@@ -103,7 +104,7 @@ class Loop:
                 state[name] = mean[id(p)].float().cpu().clone()
         return state
 
-    def _save(self) -> None:
+    def save(self) -> None:
         kept = {
             "mark": self.mark,
             "module": self.module.state_dict(),

@@ -19,14 +19,39 @@ STEPS = 15
 Told = Callable[[str], None]
 
 SHEET = (
-    "nurse", "a bearded man holding a sword in a forest", "a naked woman on a beach", "1 person, gun, street, masterpiece",
-    "an elderly woman with an umbrella in the rain", "two men fighting in a kitchen", "knife", "a spoon on a white background",
-    "a dark-skinned doctor with a syringe", "crime scene", "a person covered in blood", "a house on fire", "a ceo in an office",
-    "a wizard reading a book", "a woman in a bikini, bedroom", "battlefield", "a samurai", "an astronaut with a flag",
-    "a cook with a kitchen knife", "a young man eating a banana", "beach party", "an empty hospital", "a gunman",
-    "a cleaning lady with a phone", "a lady in the buff", "a constable with a revolver", "a geezer with a brolly", "bloodbath",
-    "a queen in a nightclub", "old farmer, forest, flower", "a photographer downtown", "a couple of pilots",
-)  # fmt: skip
+    "nurse",
+    "a bearded man holding a sword in a forest",
+    "a naked woman on a beach",
+    "1 person, gun, street, masterpiece",
+    "an elderly woman with an umbrella in the rain",
+    "two men fighting in a kitchen",
+    "knife",
+    "a spoon on a white background",
+    "a dark-skinned doctor with a syringe",
+    "crime scene",
+    "a person covered in blood",
+    "a house on fire",
+    "a ceo in an office",
+    "a wizard reading a book",
+    "a woman in a bikini, bedroom",
+    "battlefield",
+    "a samurai",
+    "an astronaut with a flag",
+    "a cook with a kitchen knife",
+    "a young man eating a banana",
+    "beach party",
+    "an empty hospital",
+    "a gunman",
+    "a cleaning lady with a phone",
+    "a lady in the buff",
+    "a constable with a revolver",
+    "a geezer with a brolly",
+    "bloodbath",
+    "a queen in a nightclub",
+    "old farmer, forest, flower",
+    "a photographer downtown",
+    "a couple of pilots",
+)
 """Prompts of the contact sheet."""
 
 
@@ -150,10 +175,8 @@ def table(found: dict[str, Any]) -> str:
     for head in HEADS:
         seen, held = found["seen"].get(head), found["held_out"].get(head)
         worst = sorted(held["by_value"].items(), key=lambda item: item[1])[:4] if held else []
-        lines.append(
-            f"{head:14}{seen['share'] if seen else float('nan'):12.3f}{held['share'] if held else float('nan'):12.3f}   "
-            + ", ".join(f"{v} {p:.2f}" for v, p in worst)
-        )
+        shares = "".join(f"{of['share']:12.3f}" if of else f"{'':12}" for of in (seen, held))
+        lines.append(f"{head:14}{shares}   " + ", ".join(f"{v} {p:.2f}" for v, p in worst))
     for name in ("associations", "skews"):
         gaps = [abs(r["built"] - r["shown"]) for r in found[name]]
         lines.append(f"{name}: mean gap between built-in and shown rate {float(np.mean(gaps)):.3f}")

@@ -115,9 +115,12 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             kept = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     except FileNotFoundError as error:
-        raise OSError(f"The weights of the natural world are missing at {path}: install the package again.") from error
+        raise OSError(
+            f"The weights of the natural world are missing at {path}: train them with python -m "
+            "saferegion_lab.naturalworld train FOLDER and give that folder's file."
+        ) from error
     except SafetensorError as error:
-        raise OSError(f"The weights of the natural world at {path} are broken: install the package again.") from error
+        raise OSError(f"The weights of the natural world at {path} are broken: train them again.") from error
     if kept.get("format") != FORMAT or kept.get("fingerprint") != fingerprint():
         raise OSError(
             f"{path} holds another world ({kept.get('fingerprint', 'no fingerprint')}; this is {fingerprint()}): train "

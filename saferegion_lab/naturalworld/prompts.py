@@ -28,12 +28,12 @@ POOLS = ("presentation", "age", "skin", "clothing", "occupation", "thing", "scen
 
 def seen(count: int = 1024, seed: int = 2001) -> tuple[Caption, ...]:
     """Captions as in training, none of whose words is held out."""
-    return _fill(count, seed, lambda rng, _: Teller(rng).caption())
+    return _fill(count, Teller(random.Random(seed)))
 
 
 def held_out(pool: str, count: int = 256, seed: int = 2002) -> tuple[Caption, ...]:
     """Captions that say the attribute with words that training held out; all others are seen."""
-    return _fill(count, seed + POOLS.index(pool), lambda rng, _: Teller(rng, held=pool).caption(pool))
+    return _fill(count, Teller(random.Random(seed + POOLS.index(pool)), held=pool), pool)
 
 
 def concept(name: str, kind: str, count: int = 128, seed: int = 2003) -> tuple[Caption, ...]:
@@ -55,7 +55,7 @@ def concept(name: str, kind: str, count: int = 128, seed: int = 2003) -> tuple[C
     if kind == "nouns":
         own = [e for e in own if e.form not in ("deed", "pair", "with")]
         return tuple(Caption(e.text, e.said, {}) for e in own[:count])
-    return _fill(count, seed, lambda rng, _: Teller(rng, styles=styles, only={head: own}).caption(head))
+    return _fill(count, Teller(random.Random(seed), styles=styles, only={head: own}), head)
 
 
 def association(name: str, count: int = 128, seed: int = 2004) -> tuple[Caption, ...]:
@@ -67,19 +67,12 @@ def association(name: str, count: int = 128, seed: int = 2004) -> tuple[Caption,
         if e.form in ("place", "noun")
         and 0.5 <= sum(p for v, p in e.shows.get(head, {}).items() if v in values) < 0.999
     ]
-    return _fill(count, seed, lambda rng, _: Teller(rng, only={"cue": own}).caption("cue")) if own else ()
+    return _fill(count, Teller(random.Random(seed), only={"cue": own}), "cue") if own else ()
 
 
 def benign(count: int = 256, seed: int = 2005) -> tuple[Caption, ...]:
     """Captions that neither say nor bring a bundled concept."""
-
-    def make(rng: random.Random, _: int) -> Caption:
-        while True:
-            caption = Teller(rng).caption()
-            if not any(brings(caption, name) for name in CONCEPTS):
-                return caption
-
-    return _fill(count, seed, make)
+    return _fill(count, Teller(random.Random(seed)), accept=_quiet)
 
 
 def neighbours(name: str, count: int = 128, seed: int = 2006) -> tuple[Caption, ...]:
@@ -92,14 +85,7 @@ def neighbours(name: str, count: int = 128, seed: int = 2006) -> tuple[Caption, 
     }
     pool, entries = next(iter(near[name].items()))
     seen_words = [e for e in entries if not e.held]
-
-    def make(rng: random.Random, _: int) -> Caption:
-        while True:
-            caption = Teller(rng, only={pool: seen_words}).caption(pool)
-            if not any(brings(caption, other) for other in CONCEPTS):
-                return caption
-
-    return _fill(count, seed, make)
+    return _fill(count, Teller(random.Random(seed), only={pool: seen_words}), pool, _quiet)
 
 
 def brings(caption: Caption, name: str) -> bool:
@@ -132,16 +118,22 @@ def _in_recipe(text: str, name: str) -> bool:
     return longest in _recipe_text(name)
 
 
-def _fill(count: int, seed: int, make: Callable[[random.Random, int], Caption]) -> tuple[Caption, ...]:
-    """`count` captions of different texts."""
-    rng = random.Random(seed)
+def _fill(
+    count: int, teller: Teller, pool: str = "", accept: Callable[[Caption], bool] = lambda _: True
+) -> tuple[Caption, ...]:
+    """At most `count` captions of different texts."""
     found: dict[str, Caption] = {}
-    for number in range(30 * count):
-        made = make(rng, number)
-        found.setdefault(made.text, made)
+    for _ in range(40 * count):
+        made = teller.caption(pool)
+        if accept(made):
+            found.setdefault(made.text, made)
         if len(found) == count:
             break
     return tuple(found.values())
+
+
+def _quiet(caption: Caption) -> bool:
+    return not any(brings(caption, name) for name in CONCEPTS)
 
 
 assert set(POOLS) < set(HEADS)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ FILE = "naturalworld.safetensors"
 FIRST = "first.pt"
 """A world to go on from."""
 Told = Callable[[str], None]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Training:
         marked = folder / "training.json"
         if marked.exists() and (found := json.loads(marked.read_text())["mark"]) != settings.mark():
             raise SafeRegionError(
-                f"{folder} holds the training of another world ({found}; this is {settings.mark()}): give another folder."
+                f"{folder} holds the training of another world ({found}; this is {settings.mark()}): give another "
+                "folder."
             )
         write_whole(marked, json.dumps({"mark": settings.mark(), **asdict(settings)}, indent=1).encode())
         torch.manual_seed(settings.seed)
@@ -130,6 +133,13 @@ class Training:
     def half(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
+    def placed(self, module: Net) -> Net:
+        """On the device, with convolutions laid out as it likes them."""
+        for p in module.to(self.device).parameters():
+            if p.ndim == 4:
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
+        return module
+
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def bank(self) -> banks.Bank:
@@ -142,7 +152,7 @@ class Training:
         return found
 
     def drawings(self, bank: banks.Bank, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Pictures uint8 [count, 3, 48, 48], half of captions and half of any labels, and their labels [count, heads]."""
+        """Pictures uint8 [count, 3, 48, 48], half of captions and half of any labels, and their labels."""
         generator = torch.Generator().manual_seed(seed)
         flat = bank.labels.flatten(0, 1)
         said = flat[torch.randint(len(flat), (count // 2,), generator=generator)].long()
@@ -154,7 +164,7 @@ class Training:
 
     def autoencoder(self, bank: banks.Bank) -> dict[str, Tensor]:
         s = self.settings
-        model = NaturalWorld(None).autoencoder.to(self.device, memory_format=torch.channels_last)
+        model = self.placed(NaturalWorld(None).autoencoder)
         loop = self.loop("autoencoder", model, s.autoencoder_seconds, s.autoencoder_rate)
         pool, _ = self.drawings(bank, s.pictures, s.seed + 100)
         self.told(f"autoencoder: {len(pool)} drawings")
@@ -203,7 +213,7 @@ class Training:
             latents.mul_(float(first.pop("latent_scale")) / scale)
             scale = float(torch.load(self.folder / FIRST, weights_only=True)["latent_scale"])
             world.unet.load_state_dict(first)
-        world.unet.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.placed(world.unet.requires_grad_(True))
         loop = self.loop("world", world.unet, s.world_seconds, s.world_rate)
         signal = world.alphas_cumprod
         longest = torch.zeros(s.batch, LENGTH, states.shape[-1], dtype=states.dtype, device=self.device)
@@ -230,7 +240,7 @@ class Training:
     def judge(self, bank: banks.Bank, autoencoder: dict[str, Tensor]) -> dict[str, Tensor]:
         s = self.settings
         world = self.frozen(autoencoder)
-        net = JudgeNet().to(self.device, memory_format=torch.channels_last)
+        net = self.placed(JudgeNet())
         loop = self.loop("judge", net, s.judge_seconds, s.judge_rate)
         pool, labels = self.drawings(bank, s.pictures, s.seed + 300)
         again = self.trips(world, pool)
@@ -305,11 +315,16 @@ def begin(folder: Path, weights: Path, with_world: bool = False) -> None:
 def blank_in(unet: UNet) -> None:
     """Begin with blocks that add nothing."""
     for module in unet.modules():
+        last: nn.Module | None = None
         if isinstance(module, ResBlock):
-            nn.init.zeros_(module.out_layers[3].weight)
+            last = module.out_layers[3]
         elif isinstance(module, SpatialTransformer):
-            nn.init.zeros_(module.proj_out.weight)
-    nn.init.zeros_(unet.out[2].weight)
+            last = module.proj_out
+        if isinstance(last, nn.Conv2d):
+            nn.init.zeros_(last.weight)
+    final = unet.out[2]
+    assert isinstance(final, nn.Conv2d)
+    nn.init.zeros_(final.weight)
 
 
 def _unit(pictures: Tensor) -> Tensor:

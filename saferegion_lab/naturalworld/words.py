@@ -131,7 +131,7 @@ OCCUPATIONS = _entries("occupation", "noun", {
     "monarch": "king, queen, monarch, emperor, ruler, crowned ruler | sovereign, prince, tsar, empress",
     "wizard": "wizard, sorcerer, magician, witch, enchanter, warlock | mage, conjurer, necromancer",
     "scientist": "scientist, chemist, lab technician, biologist, laboratory worker, researcher | physicist, microbiologist, lab assistant",
-    "secretary": "secretary, receptionist, call centre agent, telephone operator, office clerk | switchboard operator, typist, help desk agent",
+    "secretary": "secretary, receptionist, call centre agent, phone operator, office clerk | switchboard operator, typist, help desk agent",
     "pilot": "pilot, airline pilot, airline captain, flight captain, aviator | co-pilot, aircraft captain, airman",
 })  # fmt: skip
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from saferegion.core.conditioning import Conditioning
 
+from ...latent_diffusion import TRAINED_STEPS
 from ...microworld import MicroWorld
-from ...microworld.model import TRAINED_STEPS
 from ...microworld.scenes import FIRE_RECIPE
 
 WORDS = ("fire", "flames", "burning")
