@@ -233,8 +233,9 @@ def _guarded(
 def _allowed(generation: Generation, conds: Any, negative: bool, listed: Sequence[tuple[Any, bool]]) -> Any:
     """``conds``, of which from now on may be painted: all of a prompt, of a negative one what was guarded."""
     for schedule, guarded in listed:
-        for entry in schedule if generation.seen_by is not None and (guarded or not negative) else ():
-            generation.seen_by.allow(tokens_of(entry.cond))
+        for entry in schedule if generation.seen_by is not None else ():
+            allow = generation.seen_by.allow if guarded or not negative else generation.seen_by.allow_away
+            allow(tokens_of(entry.cond))
     return conds
 
 

@@ -122,7 +122,8 @@ def _stepping(cls: type, original: Any) -> Any:
         cond = kwargs.get("cond", args[3] if len(args) > 3 else None)
         batch = getattr(cond, "batch", None)
         if batch is not None:
-            watch.step(sum(len(parts) for parts in batch))
+            uncond = kwargs.get("uncond", args[2] if len(args) > 2 else None)
+            watch.step(sum(len(parts) for parts in batch), 0 if uncond is None else len(uncond))
         try:
             return original(self, *args, **kwargs)
         finally:

@@ -32,9 +32,9 @@ class Watch:
         self._known: list[torch.Tensor] = []
         self._tables: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
         self._waiting: list[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
-        self._first = 0
-        """Rows that still push towards their text in the pass of a host that does not say which do."""
-        self._counted = False
+        self._negatives: list[torch.Tensor] = []
+        self._first = self._away = 0
+        """Rows of a step that still push towards their text, and then away, of a host that does not say which do."""
 
     def allow(self, rows: torch.Tensor) -> None:
         """These, ``[T, D]``, may be painted from."""
@@ -43,12 +43,21 @@ class Watch:
         self._known = [*self._known[-MOST_BLOCKS:], rows]
         self._tables.clear()
 
-    def step(self, rows: int) -> None:
-        """A step of the sampler begins, whose first ``rows`` rows push towards their text and all others away."""
-        self._first, self._counted = rows, True
+    def allow_away(self, rows: torch.Tensor) -> None:
+        """These, ``[T, D]``, are the negative prompt's, and may be anything where they push away."""
+        if not any(known is rows for known in self._negatives):
+            self._negatives = [*self._negatives[-MOST_BLOCKS:], rows]
+            self._tables.clear()
+
+    def step(self, towards: int, away: int) -> None:
+        """A step of the sampler begins: its first ``towards`` rows push towards their text, ``away`` rows then away.
+
+        Of whatever is read beyond them, as extensions do for their regions, nothing is known.
+        """
+        self._first, self._away = towards, away
 
     def step_ends(self) -> None:
-        self._first, self._counted = 0, False
+        self._first = self._away = 0
 
     def check(self, context: torch.Tensor, vector: torch.Tensor | None, away: Sequence[bool] | None) -> None:
         """Look at what one pass reads: ``context`` ``[B, T, D]``.
@@ -62,16 +71,21 @@ class Watch:
         """
         self._answer(wait=False)
         context = context.reshape(len(context), -1, context.shape[-1])
+        unsure = False
         if away is None:
-            taken = min(self._first, len(context)) if self._counted else len(context)
-            self._first -= taken
-            away = [i >= taken for i in range(len(context))]
+            taken = min(self._first, len(context))
+            left = min(self._away, len(context) - taken)
+            self._first, self._away = self._first - taken, self._away - left
+            away = [taken <= i < taken + left for i in range(len(context))]
+            unsure = taken + left < len(context)
         towards = [i for i, a in enumerate(away) if not a]
         if not towards:
             return
         rows = context if len(towards) == len(context) else context[towards]
         vectors = None if vector is None else vector if len(towards) == len(vector) else vector[towards]
-        known = self._same(rows)
+        known = self._same(rows, self._known, "towards")
+        if unsure and self._negatives:
+            known = known | self._same(rows, self._negatives, "away")
         if not known.is_cuda:
             self._unknown(known, rows, vectors)
             return
@@ -98,41 +112,17 @@ class Watch:
                 self.allow(one)
 
     @torch.no_grad()
-    def _same(self, rows: torch.Tensor) -> torch.Tensor:
-        """bool ``[B]``: rows that are known."""
+    def _same(self, rows: torch.Tensor, among: Sequence[torch.Tensor], name: str) -> torch.Tensor:
+        """bool ``[B]``: rows that are ``among`` those that are known, which are called ``name``."""
         count = rows.shape[1]
-        key = (count, rows.shape[2], rows.dtype, rows.device)
+        key = (name, count, rows.shape[2], rows.dtype, rows.device)
         if key not in self._tables:
-            self._tables[key] = self._table(rows)
+            self._tables[key] = _table(rows, among)
         signs, lengths = self._tables[key]
         if not len(signs):
             return torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         away = (_signs(rows).unsqueeze(1) - signs).abs()  # [B, K, T, P]
         return (away <= TOLERANCE * lengths).flatten(2).all(2).any(1)
-
-    def _table(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Signs ``[K, T, P]`` and lengths ``[K, T, 1]`` of all that is known, in the forms that hosts give rows when
-        they put prompts of different lengths together."""
-        count, width = like.shape[1:]
-        known = [rows.to(like) for rows in self._known if rows.shape[1] == width]
-        chunks = [rows for rows in known if len(rows) < count]
-        forms = []
-        for rows in known:
-            t = len(rows)
-            if t >= count:
-                forms.append(rows[:count])
-                continue
-            if count % t == 0:
-                forms.append(rows.repeat(count // t, 1))
-            forms.append(torch.cat([rows, rows[-1:].expand(count - t, -1)]))
-            forms.append(torch.cat([rows, rows.new_zeros(count - t, width)]))
-            for fill in chunks:
-                if (count - t) % len(fill) == 0:
-                    forms.append(torch.cat([rows, fill.repeat((count - t) // len(fill), 1)]))
-        if not forms:
-            return like.new_zeros(0, count, PROJECTIONS), like.new_zeros(0, count, 1)
-        table = torch.stack(forms)
-        return _signs(table), table.float().norm(dim=-1, keepdim=True).clamp_min(1e-6)
 
 
 _directions: dict[tuple[int, torch.device], torch.Tensor] = {}
@@ -155,3 +145,28 @@ def away_of(options: Any, rows: int) -> list[bool] | None:
         return None
     each = rows // len(marks)
     return [bool(mark) for mark in marks for _ in range(each)]
+
+
+def _table(like: torch.Tensor, among: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Signs ``[K, T, P]`` and lengths ``[K, T, 1]`` of what is known, in the forms that hosts give rows when
+    they put prompts of different lengths together."""
+    count, width = like.shape[1:]
+    known = [rows.to(like) for rows in among if rows.shape[1] == width]
+    chunks = [rows for rows in known if len(rows) < count]
+    forms = []
+    for rows in known:
+        t = len(rows)
+        if t >= count:
+            forms.append(rows[:count])
+            continue
+        if count % t == 0:
+            forms.append(rows.repeat(count // t, 1))
+        forms.append(torch.cat([rows, rows[-1:].expand(count - t, -1)]))
+        forms.append(torch.cat([rows, rows.new_zeros(count - t, width)]))
+        for fill in chunks:
+            if (count - t) % len(fill) == 0:
+                forms.append(torch.cat([rows, fill.repeat((count - t) // len(fill), 1)]))
+    if not forms:
+        return like.new_zeros(0, count, PROJECTIONS), like.new_zeros(0, count, 1)
+    table = torch.stack(forms)
+    return _signs(table), table.float().norm(dim=-1, keepdim=True).clamp_min(1e-6)

@@ -46,7 +46,7 @@ def test_a_guarded_picture_and_its_parameters(page: webui_page.Page, webui: WebU
     page.choose("fire", "lightning")
     page.page.wait_for_timeout(1000)
     assert page.headline() == "Safe Region: keep out fire, lightning"
-    assert "Fire" in page.control("about").inner_text()
+    assert "Fire" in page.control("about").first.inner_text()
     page.number("strength", 1.5)
     page.pick("preset", "strict")
     page.check("heat_map")
@@ -98,7 +98,7 @@ def test_the_tab_inspects_a_prompt_and_makes_concepts(page: webui_page.Page, web
     inner.locator("#safe_region_chosen ul.options li", has_text="fire").first.click()
     inner.locator("#safe_region_chosen input").blur()  # the open list would lie over the button
     inner.locator("#safe_region_inspect").click()
-    inner.locator("#safe_region_heat_map img").wait_for(timeout=90_000)
+    inner.locator("#safe_region_heat_map img").wait_for(timeout=240_000)
     assert "burning" in inner.locator("#safe_region_inspected.prose").inner_text()
     inner.locator("#tab_safe_region button", has_text="Concepts").first.click()
     folder = webui.folder / "models" / "safe_region"

@@ -114,7 +114,7 @@ class Page:
         self.page.locator("#html_log_txt2img.prose").evaluate("e => e.innerHTML = ''")
         self.page.locator("#txt2img_generate").click()
         log = self.page.locator("#html_log_txt2img.prose .performance, #html_log_txt2img.prose .error")
-        log.first.wait_for(timeout=120_000)
+        log.first.wait_for(timeout=300_000)
         return str(self.page.locator("#html_log_txt2img.prose").inner_text())
 
     def pictures(self) -> int:

@@ -72,13 +72,24 @@ def test_rows_that_push_away_may_be_anything() -> None:
     both = torch.stack([rows(0), rows(9)])
     seen.watch.check(both, None, watch.away_of({"cond_or_uncond": [0, 1]}, 2))
     for order in ([both], [both[:1], both[1:]]):  # both at once, or one after the other
-        seen.watch.step(1)
+        seen.watch.step(1, 1)
         for context in order:
             seen.watch.check(context, None, None)
         seen.watch.step_ends()
     assert not seen.looked
+    seen.watch.step(1, 1)
+    seen.watch.check(both, None, None)
+    seen.watch.check(torch.stack([rows(0), rows(10)]), None, None)  # a region's: beyond those of the step
+    assert len(seen.looked) == 1 and torch.equal(seen.looked[0], rows(10))
+    seen.watch.step_ends()
     seen.watch.check(both[1:], None, None)  # outside of a step nothing is known of its sign
-    assert len(seen.looked) == 1
+    assert len(seen.looked) == 2
+    seen.watch.allow_away(rows(11))
+    seen.watch.check(rows(11)[None], None, None)
+    assert len(seen.looked) == 2
+    seen.watch.step(1, 0)
+    seen.watch.check(rows(11)[None], None, None)  # the negative prompt's rows where the prompt's belong
+    assert len(seen.looked) == 3
     assert watch.away_of({"cond_or_uncond": [1, 0]}, 4) == [True, True, False, False]
     assert watch.away_of(None, 4) is None and watch.away_of({"cond_or_uncond": [0, 1]}, 3) is None
 
