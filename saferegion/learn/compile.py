@@ -53,7 +53,7 @@ CHOICES = (
     ("mean", "pooled"),
 )
 """Sets of terms that a concept may keep; of equals the first."""
-CLEARLY = 0.1
+CLEARLY = 0.25
 """By how much a set of terms must beat those before it: held-out prompts are few."""
 COUNTS = 3.0
 """Benign deviations over or under a border beyond which a held-out prompt counts no more."""

@@ -49,7 +49,7 @@ SENTENCES = (
 
 _REQUIRED = {"format", "name", "title", "kind", "version", "licence", "pairs"}
 _OPTIONAL = {"description", "templates", "neutral"}
-_OF_WORDS = {"words", "senses"}
+_OF_WORDS = {"words", "senses", "everyday"}
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def read_recipe(path: str | Path) -> Concept:
     if of_words:
         listed, frames = vocabulary.read_words(data, where), vocabulary.bundled_frames()
         words, neutral = listed.pairs(frames), [*listed.spared(frames), *neutral]
-        names, senses = tuple(listed.every()), listed.senses
+        names, senses = tuple(listed.names()), listed.senses
     try:
         return Concept(
             name=str(name),

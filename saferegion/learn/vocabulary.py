@@ -66,14 +66,20 @@ def with_article(word: str) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``words``: by kind. ``senses``: what stays."""
+    """``words``: by kind. ``senses``: what stays. ``everyday``: those of the words that are too common to name the
+    concept (a knife): they are set in frames, and told by their embedding alone."""
 
     words: Mapping[str, tuple[str, ...]]
     senses: tuple[str, ...] = ()
+    everyday: tuple[str, ...] = ()
 
     def every(self) -> list[str]:
         """All words, in order."""
         return [word for listed in self.words.values() for word in listed]
+
+    def names(self) -> list[str]:
+        """The words that name the concept, in order."""
+        return [word for word in self.every() if word not in self.everyday]
 
     def first(self, most: int) -> dict[str, tuple[str, ...]]:
         """The first words of each kind, ``most`` in all, in proportion and at least one of each."""
@@ -139,10 +145,15 @@ def read_words(data: Mapping[str, Any], where: str) -> Vocabulary:
     found = {str(kind): _listed(words[kind], f"{where}: '{kind}'") for kind in words}
     senses = _listed(data["senses"], f"{where}: 'senses'") if "senses" in data else ()
     _each_once(found, senses, where)
+    everyday = _listed(data["everyday"], f"{where}: 'everyday'") if "everyday" in data else ()
+    listed = {word for words in found.values() for word in words}
+    if unknown := [w for w in everyday if w not in listed]:
+        raise RecipeError(f"{where}{line_of(unknown[0])}: '{unknown[0]}' in 'everyday' is none of the words.")
     count = sum(map(len, found.values()))
     if count > MOST_WORDS:
         raise RecipeError(f"{where}: {count:,} words are too many for one concept; at most {MOST_WORDS} are allowed.")
-    return Vocabulary({k: tuple(map(str, v)) for k, v in found.items()}, tuple(map(str, senses)))
+    kept = {k: tuple(map(str, v)) for k, v in found.items()}
+    return Vocabulary(kept, tuple(map(str, senses)), tuple(map(str, everyday)))
 
 
 def _listed(value: Any, where: str) -> tuple[str, ...]:

@@ -83,7 +83,8 @@ class Recipe:
         assert named is not None
         frames = bundled_frames()
         words = {k: tuple(w for w in v if not named.search(w)) for k, v in self.words.words.items()}
-        left = Vocabulary({k: v for k, v in words.items() if v}, tuple(s for s in self.words.senses if s not in senses))
+        stay = tuple(s for s in self.words.senses if s not in senses)
+        left = Vocabulary({k: v for k, v in words.items() if v}, stay, self.words.everyday)
         own = len(self.words.pairs(frames))
         sentences = tuple(p for p in self.concept.pairs[own:] if not named.search(p[0]))
         spared = self.concept.neutral[len(self.words.senses) :]
@@ -91,7 +92,7 @@ class Recipe:
             self.concept,
             pairs=(*left.pairs(frames), *sentences),
             neutral=(*left.spared(frames), *spared),
-            words=tuple(left.every()),
+            words=tuple(left.names()),
         )
 
     def listed(self) -> list[tuple[str, str]]:

@@ -176,3 +176,13 @@ def test_every_word_that_is_set_stands_alone_among_tags_and_in_a_caption() -> No
             own = [u for u in unsafe if word in u]
             tags = [u for u in own if u.count(",") > 1]
             assert len(own) == PER_WORD and word in own and len(tags) == 1, own
+
+
+def test_everyday_words_are_set_in_frames_and_name_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "arms.yaml"
+    path.write_text(HEAD + "words:\n  things: [gun, knife]\neveryday: [knife]\n", encoding="utf-8")
+    made = read_recipe(path)
+    assert made.words == ("gun",) and [u for u, _ in made.pairs if "knife" in u]
+    path.write_text(HEAD + "words:\n  things: [gun, knife]\neveryday: [spoon]\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"arms.yaml line 10: 'spoon' in 'everyday' is none of the words"):
+        read_recipe(path)
