@@ -23,14 +23,20 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         model_management.throw_exception_if_processing_interrupted()
         if self._bar is None:
-            minutes = (time.monotonic() - self._began) * total / max(1, done) / 60
-            log.info(
-                "Safe Region: the text encoder reads %d prompts once, about %.1f min; the result is kept.",
-                total,
-                minutes,
-            )
+            long = lasting((time.monotonic() - self._began) * total / max(1, done))
+            said = f"the text encoder reads {total} prompts once, {long}"
+            log.info("Safe Region: %s; the result is kept.", said)
+            show_below(getattr(_server(), "last_node_id", None), f"{said}; the result is kept")
             self._bar = comfy.utils.ProgressBar(total)
         self._bar.update_absolute(done, total)
+
+
+def lasting(seconds: float) -> str:
+    """How long that is, in words."""
+    if seconds < 90:
+        return "about a minute or less"
+    minutes = round(seconds / 60)
+    return f"about {minutes} minutes" if minutes < 90 else f"about {seconds / 3600:.1f} hours"
 
 
 def _server() -> Any:

@@ -79,6 +79,40 @@ def test_an_example_opens_and_run_paints_a_guarded_picture(
     assert report.lower().startswith("fire: +") and "-> -" in report
 
 
+@pytest.mark.parametrize("vue", [False, True])
+def test_rows_are_added_switched_weighed_and_taken_out(page: Desk, vue: bool) -> None:
+    """In both renderers; what the page sends is the plain text that API users write."""
+    page.setting("Comfy.VueNodes.Enabled", vue)
+    try:
+        page.load(fitted("one_node"))
+        page.page.evaluate(
+            """() => {
+                const node = LiteGraph.createNode('SafeRegionGuard')
+                app.graph.clear()
+                app.graph.add(node)
+                node.pos = [100, 100]
+                node.widgets.find(w => w.name == 'concepts').value = 'fire.yaml: 1'
+            }"""
+        )
+        page.show_all()
+        rows = page.page.locator(".safe-region-rows").last
+        rows.get_by_role("button", name="concept").last.click()
+        assert rows.get_by_role("combobox").count() == 2
+        rows.get_by_label("concept 2").select_option("lightning.yaml")
+        rows.get_by_label("strength 2").fill("0.5")
+        rows.get_by_label("strength 2").press("Tab")
+        rows.get_by_label("on 1").uncheck()
+        written = "() => app.graph._nodes[0].serialize().widgets_values"
+        assert page.page.evaluate(written) == ["# fire.yaml: 1\nlightning.yaml: 0.5", "normal", False]
+        rows.get_by_label("remove 1").click()
+        assert page.page.evaluate(written)[0] == "lightning.yaml: 0.5"
+        page.page.evaluate("() => app.loadGraphData(app.graph.serialize())")
+        page.page.wait_for_timeout(500)
+        assert page.page.evaluate(written) == ["lightning.yaml: 0.5", "normal", False]
+    finally:
+        page.setting("Comfy.VueNodes.Enabled", False)
+
+
 def test_the_example_that_discovers_opens(page: Desk) -> None:
     page.load(fitted("discover"))
     assert page.missing() == []
