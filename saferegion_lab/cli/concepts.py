@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -102,7 +103,8 @@ def concepts_new(
     if path.exists():
         raise SafeRegionError(f"{path} is there already; give another name.")
     if path.suffix not in (".yaml", ".yml") or not NAME.fullmatch(path.stem):
-        raise SafeRegionError("Call the file NAME.yaml, with a name of lower-case letters, digits and dashes.")
+        plain = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:64] or "name"
+        raise SafeRegionError(f"Call the file {plain}.yaml: a concept is called like its file, in lower-case letters.")
     if kind not in KINDS:
         raise SafeRegionError(f"--kind must be one of {', '.join(KINDS)}; got {kind!r}.")
     listed = list(dict.fromkeys(w.strip() for w in [*(avoid or ()), *_lines(words)] if w.strip()))

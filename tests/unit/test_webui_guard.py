@@ -278,7 +278,7 @@ def test_what_is_wrong_ends_the_generation(hosts: Any, args: Any) -> None:
 
 def test_a_prompt_that_stays_outside_is_refused(hosts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     host = hosts()
-    monkeypatch.setattr(sr.SafeRegion, "verify", lambda self, seen, opened, slack: opened)
+    monkeypatch.setattr(sr.SafeRegion, "verify", lambda self, over, opened: opened)
     with pytest.raises(SafeRegionRefused, match="could not be brought inside the safe region .* stayed open") as caught:
         host.run(ON)
     assert caught.value.status_code == 422
