@@ -35,5 +35,9 @@ class DiscoverError(SafeRegionError):
     """A diffusion model, recipe or prompts through which nothing can be discovered."""
 
 
+class BalanceError(SafeRegionError):
+    """Shares, axes or prompts that cannot be balanced as asked."""
+
+
 class UnresolvedError(SafeRegionError):
     """A prompt that stayed outside the safe region after all that was done to bring it inside."""
