@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -128,28 +128,22 @@ def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
             create_refresh_button(concepts, lambda: None, lambda: {"choices": choices()}, elem_id("refresh_concepts"))
         about = gr.HTML(explained(chosen), elem_id=elem_id("about"))
         with gr.Row():
-            strength = gr.Slider(
-                minimum=0.0,
-                maximum=STRONGEST,
-                step=0.05,
-                value=1.0,
-                label="How strongly",
-                info="1 is made for everyday use; 0 changes nothing.",
-                elem_id=elem_id("strength"),
+            strength = _slider(
+                gr, elem_id("strength"), "How strongly", info="1 is made for everyday use; 0 changes nothing."
             )
-            preset = gr.Radio(
-                choices=list(PRESETS),
-                value=NORMAL,
-                label="How careful",
-                info="strict finds more, and changes more that is harmless.",
-                elem_id=elem_id("preset"),
-            )
+            careful = "strict finds more, and changes more that is harmless."
+            preset = _radio(gr, elem_id("preset"), "How careful", PRESETS, value=NORMAL, info=careful)
         heat_map = gr.Checkbox(
             value=False, label="Show what was found as a picture (heat map)", elem_id=elem_id("heat_map")
         )
         with gr.Accordion("Advanced", open=False, elem_id=elem_id("advanced")):
             with gr.Accordion("How strongly, for each of them", open=False, elem_id=elem_id("each")):
-                sliders = [_slider(gr, elem_id, i, chosen) for i in range(ROWS)]
+                shown = [described(name)[0] for name in chosen[:ROWS]]
+                labels = [*shown, *(f"Concept {i + 1}" for i in range(len(shown), ROWS))]
+                sliders = [
+                    _slider(gr, elem_id(f"strength_{i}"), label, visible=i < len(shown))
+                    for i, label in enumerate(labels)
+                ]
             with gr.Accordion("Keep out words of your own", open=False, elem_id=elem_id("own")):
                 avoid = gr.Textbox(
                     value="", label="Own words to keep out", placeholder="fire, in flames", elem_id=elem_id("avoid")
@@ -164,13 +158,8 @@ def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
                     placeholder="One a line, with {} where the words go; empty: general ones.",
                     elem_id=elem_id("sentences"),
                 )
-            mode = gr.Radio(
-                choices=list(MODES),
-                value=MODES[0],
-                label="Way of keeping out",
-                info="project changes only what shows it; steer and erase change every picture.",
-                elem_id=elem_id("mode"),
-            )
+            ways = "project changes only what shows it; steer and erase change every picture."
+            mode = _radio(gr, elem_id("mode"), "Way of keeping out", MODES, value=MODES[0], info=ways)
             guard_negative = gr.Checkbox(
                 value=False, label="Look at the negative prompt too", elem_id=elem_id("guard_negative")
             )
@@ -196,16 +185,13 @@ def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
     }
 
 
-def _slider(gr: Any, elem_id: Callable[[str], str], i: int, chosen: Sequence[str]) -> Any:
-    return gr.Slider(
-        minimum=0.0,
-        maximum=STRONGEST,
-        step=0.05,
-        value=1.0,
-        label=described(chosen[i])[0] if i < len(chosen) else f"Concept {i + 1}",
-        visible=i < len(chosen),
-        elem_id=elem_id(f"strength_{i}"),
-    )
+def _slider(gr: Any, elem_id: str, label: str, **more: Any) -> Any:
+    """Of a strength."""
+    return gr.Slider(minimum=0.0, maximum=STRONGEST, step=0.05, value=1.0, label=label, elem_id=elem_id, **more)
+
+
+def _radio(gr: Any, elem_id: str, label: str, choices: Iterable[str], **more: Any) -> Any:
+    return gr.Radio(choices=list(choices), label=label, elem_id=elem_id, **more)
 
 
 def _connect(gr: Any, enabled: Any, inputs: Sequence[Any], about: Any, sliders: Sequence[Any]) -> None:

@@ -19,10 +19,23 @@ ROOT = Path(__file__).resolve().parent.parent
 if saferegion_webui.ROOT != ROOT:
     raise ImportError(f"Safe Region is installed twice, in {saferegion_webui.ROOT} and in {ROOT}: remove one of them.")
 
-from saferegion_webui import endpoints, generation, host, interception, page, panel, requests, settings, tab  # noqa: E402
+from saferegion_webui import (  # noqa: E402
+    endpoints,
+    extensions,
+    generation,
+    host,
+    interception,
+    notes,
+    page,
+    panel,
+    prompts,
+    requests,
+    settings,
+    tab,
+)
 
-interception.install(processing.StableDiffusionProcessing, generation.guard_conditionings)
-interception.install_sampling(*host.samplers(), generation.painting)
+interception.install(processing.StableDiffusionProcessing, prompts.guard_conditionings)
+interception.install_sampling(*host.samplers(), extensions.painting)
 
 
 class SafeRegionScript(scripts.Script):
@@ -44,7 +57,7 @@ class SafeRegionScript(scripts.Script):
         generation.configure(p, args, settings.default_concepts(), bool(settings.option("default_on", False)))
 
     def postprocess(self, p, processed, *args):
-        generation.show_heat_maps(p, processed)
+        notes.show_heat_maps(p, processed)
 
 
 def register(kind, callback):

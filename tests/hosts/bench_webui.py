@@ -24,7 +24,7 @@ import webui_fakes as webui  # noqa: E402
 from fakes import concepts  # noqa: E402
 
 from saferegion.guard.selection import Choice, Guard, Selection  # noqa: E402
-from saferegion_webui import generation  # noqa: E402
+from saferegion_webui import generation, prompts  # noqa: E402
 from saferegion_webui.arguments import Arguments  # noqa: E402
 from saferegion_webui.layout import Layout  # noqa: E402
 
@@ -64,8 +64,8 @@ def main() -> None:
         p.safe_region = generation.Generation(arguments)
 
         def both(p: Any = p, c: Any = c, uc: Any = uc) -> None:
-            generation.guard_conditionings(p, uc, webui.Prompts(["a"], True), 20, {}, None)
-            generation.guard_conditionings(p, c, webui.Prompts(["a house"]), 20, {}, None)
+            prompts.guard_conditionings(p, uc, webui.Prompts(["a"], True), 20, {}, None)
+            prompts.guard_conditionings(p, c, webui.Prompts(["a house"]), 20, {}, None)
 
         both()
         moved = bool(p.extra_generation_params)

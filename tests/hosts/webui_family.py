@@ -81,7 +81,7 @@ class Checkpoint(webui.Checkpoint):
 
 
 def check(checkout: Path, folder: Path, patch: Patch) -> list[dict[str, Any]]:
-    from saferegion_webui import generation, interception
+    from saferegion_webui import generation, interception, prompts
 
     parser = parser_of(checkout)
     done = []
@@ -105,7 +105,7 @@ def check(checkout: Path, folder: Path, patch: Patch) -> list[dict[str, Any]]:
             "width": 64, "height": 64, "sampler_name": "Euler", "distilled_cfg_scale": 3.5, "hr_distilled_cfg": 3.5,
         }  # fmt: skip
         processing = type("StableDiffusionProcessing", (webui.Processing,), body)
-        interception.install(processing, generation.guard_conditionings)
+        interception.install(processing, prompts.guard_conditionings)
 
         def run(args: Any = None, prompt: Any = UNSAFE, cls: Any = processing, **values: Any) -> Any:
             p = cls(prompt, **values)

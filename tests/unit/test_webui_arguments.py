@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import webui_fakes  # noqa: F401  (puts the extension's folder on the path)
+from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,8 +164,6 @@ def test_what_a_request_holds_is_refused_with_a_sentence_or_understood(entry: An
 
 
 def test_a_request_is_read_before_the_host_reads_it() -> None:
-    fastapi = pytest.importorskip("fastapi")
-
     class Api:
         def init_script_args(self, request: Any, defaults: list[Any]) -> Any:
             return [request.alwayson_scripts[name]["args"] for name in request.alwayson_scripts]
@@ -182,6 +181,6 @@ def test_a_request_is_read_before_the_host_reads_it() -> None:
     assert asked({"args": {"enabled": True}}) == [3, [{"enabled": True}]]
     assert asked({"args": [True, ["fire"]]}) == [3, [True, ["fire"]]] and asked({}) == [3, []]
     for wrong in (None, [], {"arg": [True]}, {"args": True}, {"args": None}, {"args": [None]}, {"args": [1] * 40}):
-        with pytest.raises(fastapi.HTTPException) as caught:
+        with pytest.raises(HTTPException) as caught:
             asked(wrong)
         assert caught.value.status_code == 422 and caught.value.detail.startswith("Safe Region")

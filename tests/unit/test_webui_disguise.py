@@ -13,7 +13,7 @@ from webui_fakes import BENIGN, ON, UNSAFE, conds, equal
 
 from saferegion.guard import presets
 from saferegion.guard.normalise import Normaliser
-from saferegion_webui import generation, layout
+from saferegion_webui import generation, layout, notes
 from saferegion_webui.arguments import Arguments
 from saferegion_webui.refusal import SafeRegionRefused
 
@@ -82,8 +82,8 @@ def test_a_batch_keeps_the_rows_of_others(hosts: Any) -> None:
     p, raw = run([BENIGN, SPACED, UNSAFE]), run([BENIGN, SPACED, UNSAFE], [False])
     a, b, c = conds(p)
     assert a is conds(raw)[0] and equal(b, c)
-    assert p.extra_generation_params[generation.MOVED][0] is None
-    assert p.extra_generation_params[generation.MOVED][1] == p.extra_generation_params[generation.MOVED][2]
+    assert p.extra_generation_params[notes.MOVED][0] is None
+    assert p.extra_generation_params[notes.MOVED][1] == p.extra_generation_params[notes.MOVED][2]
 
 
 def test_a_long_prompt_keeps_as_many_rows(hosts: Any) -> None:

@@ -16,7 +16,7 @@ from webui_fakes import BENIGN, FIRE, ON, UNSAFE, conds, equal
 
 import saferegion as sr
 from saferegion.guard.minors import NO_MINORS
-from saferegion_webui import generation, interception, layout, page, panel, settings
+from saferegion_webui import generation, interception, layout, notes, page, panel, settings
 from saferegion_webui.arguments import NAMES, Arguments
 from saferegion_webui.refusal import SafeRegionRefused
 
@@ -306,10 +306,10 @@ def test_the_baseline_for_minors_acts_whatever_is_switched_on(hosts: Any, monkey
 def test_heat_maps_show_what_is_switched_on_and_what_was_open(hosts: Any) -> None:
     args = [{"enabled": True, "concepts": [FIRE, "my/frost"], "heat_map": True}]
     host = hosts()
-    moved, calm = (generation.heat_maps(host.run(args, prompt=p).safe_region) for p in (UNSAFE, BENIGN))
+    moved, calm = (notes.heat_maps(host.run(args, prompt=p).safe_region) for p in (UNSAFE, BENIGN))
     assert len(moved) == len(calm) == 1 and moved[0].size[1] == calm[0].size[1]
     steer = host.run([{**args[0], "mode": "steer"}]).safe_region
-    assert len(generation.heat_maps(steer)) == 1
+    assert len(notes.heat_maps(steer)) == 1
 
 
 def test_what_was_found_is_said_in_one_line(hosts: Any) -> None:

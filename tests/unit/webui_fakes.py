@@ -267,14 +267,13 @@ def guarded(monkeypatch: Any, models: Path, kept: Path) -> Any:
     """What makes a webui of a family whose generations pass the guard: its ``shared``, and its ``Processing``. What is
     compiled stays in ``kept``."""
     import saferegion as sr
-    from saferegion_webui import generation, interception
-    from saferegion_webui.guards import Guards
+    from saferegion_webui import generation, interception, prompts
 
     monkeypatch.setenv("SAFE_REGION_CACHE", str(kept))
     monkeypatch.setattr(
         sr.Library, "guarding", lambda library, *a: (library.directions(a[0], a[1], None, *a[2:]), [])
     )  # its own tests ask for it
-    monkeypatch.setattr(generation, "guards", Guards())
+    monkeypatch.setattr(generation.guards, "_known", [])
     write_recipes(models / "safe_region")
 
     def make(family: str = "sd1") -> tuple[Any, type]:
@@ -285,7 +284,7 @@ def guarded(monkeypatch: Any, models: Path, kept: Path) -> Any:
             cached_uc: list[Any] = [None, None]
             get_conds_with_caching = Processing.get_conds_with_caching
 
-        interception.install(Guarded, generation.guard_conditionings)
+        interception.install(Guarded, prompts.guard_conditionings)
         return shared, Guarded
 
     return make
