@@ -236,3 +236,14 @@ class WebUI(Server):
         answer = self.post_json("/sdapi/v1/txt2img", request)
         pictures: Sequence[str] = answer["images"]
         return np.stack([read_picture(base64.b64decode(data)) for data in pictures]), json.loads(answer["info"])
+
+    def by_infotext(self, text: str) -> dict[str, Any]:
+        """The answer to a /sdapi/v1/txt2img request of a picture's parameters alone.
+
+        Forge and Neo end in a TypeError of their own where such a request leaves ``styles`` out, with this extension
+        and without: they ask whether a value is a ``list[str]``, which Python does not answer.
+        """
+        request: dict[str, Any] = {"infotext": text}
+        if (self.host.root / "backend").is_dir():
+            request["styles"] = []
+        return dict(self.post_json("/sdapi/v1/txt2img", request))
