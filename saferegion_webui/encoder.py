@@ -37,6 +37,7 @@ class HostEncoder:
         self.layout = Layout.of(tokens, vectors, self.kind, lengths)
         self._fingerprint = Fingerprint.from_conditioning(self.layout.conditioning(tokens, vectors, lengths=lengths))
         self._vocabulary = vocabulary(checkpoint)
+        self._more = 0 if lengths is None else _more_rows(checkpoint, lengths)
         self._normalisers: dict[tuple[Concept, ...], Normaliser] = {}
 
     def fingerprint(self) -> Fingerprint:
@@ -71,7 +72,7 @@ class HostEncoder:
         """What the rows of the prompt's conditioning are called, by space; empty where the host does not tell."""
         checkpoint = self._checkpoint()
         strings = None if checkpoint is None else token_strings(checkpoint, prompt)
-        return {} if strings is None else {self.layout.worded: strings}
+        return {} if strings is None else {self.layout.worded: [""] * self._more + strings[max(0, -self._more) :]}
 
     def _batch(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None, list[int] | None]:
         """Tokens ``[B, T, D]``, vectors ``[B, V]``, and rows of each prompt where they differ.
@@ -123,6 +124,17 @@ class Loaded:
             return True
         table = self._table()
         return table is not None and _writes(table) == self._writes
+
+
+def _more_rows(checkpoint: Any, lengths: Sequence[int]) -> int:
+    """Rows in front of every prompt for which its text has no token: of a template that the host puts before it. Below
+    0: tokens of a template whose rows the host takes away again.
+
+    ``lengths``: rows of each of ``PROBES``. Where they are filled up, nothing is in front.
+    """
+    named = [token_strings(checkpoint, prompt) for prompt in PROBES]
+    more = {rows - len(strings) for strings, rows in zip(named, lengths, strict=True) if strings is not None}
+    return more.pop() if len(more) == 1 else 0
 
 
 def _writes(table: torch.Tensor | None) -> int | None:

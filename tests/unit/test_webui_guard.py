@@ -120,6 +120,27 @@ def test_templates_and_filling_of_language_models_stay(hosts: Any) -> None:
     assert torch.equal((raw != 0).any(-1), (guarded != 0).any(-1))
 
 
+@pytest.mark.parametrize("template", [["<system>", "describe", "<user>", "the", "prompt"], []], ids=["away", "before"])
+def test_rows_are_called_by_their_own_words_whatever_the_template(hosts: Any, template: list[str]) -> None:
+    """Of a language model with three rows in front: its tokens begin with two more than there are rows, or with none
+    of the template's."""
+    host = hosts("llm")
+    known: list[str] = []
+
+    def tokenize_line(prompt: str) -> list[Any]:
+        words = [*template, *prompt.split(), "<done>"]
+        known.extend(word for word in words if word not in known)
+        return [SimpleNamespace(tokens=[known.index(word) for word in words])]
+
+    tokenizer = SimpleNamespace(decode=lambda tokens: known[tokens[0]])
+    engine = SimpleNamespace(tokenize_line=tokenize_line, tokenizer=tokenizer)
+    host.shared.sd_model.text_processing_engine_gemma = engine
+    _, encoder = generation.guards.get(host.shared.sd_model, generation.Arguments.parse(ON), None)
+    assert encoder.words("a burning house") == {
+        "tokens": [*(template[2:] or [""] * 3), "a", "burning", "house", "<done>"]
+    }
+
+
 def test_spaces_are_those_of_the_command_line(hosts: Any) -> None:
     spaces = {}
     for family in FAMILIES:
