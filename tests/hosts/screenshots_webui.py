@@ -1,4 +1,4 @@
-"""Makes docs/webui.png, the picture of the script in the README, in the real webui.
+"""Makes docs/webui.png and docs/webui-phone.png, the pictures of the script in the README, in the real webui.
 
 usage: pytest tests/hosts/screenshots_webui.py
 """
@@ -14,17 +14,30 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def test_the_picture_of_the_script(webui: WebUI) -> None:
-    with webui_page.opened(webui, width=1240, height=1000) as page:
-        page.prompt("a burning red house in a meadow, and a blue boat")
-        page.sizes(steps=20)
-        page.tick()
-        page.choose("fire", "lightning")
-        page.unfold("own")
-        page.write("avoid", "rain, in the rain")
-        page.check("heat_map")
-        assert "Safe Region" in page.generate()
+    with webui_page.opened(webui, width=1280, height=720) as page:
+        _painted(page)
         page.page.locator("#txt2img_gallery .thumbnail-item").nth(1).click()
         page.page.wait_for_timeout(1500)
         page.page.evaluate("document.activeElement.blur()")
         page.page.mouse.move(5, 5)
         page.page.screenshot(path=str(DOCS / "webui.png"), full_page=True)
+
+
+def test_the_picture_of_a_phone(webui: WebUI) -> None:
+    with webui_page.opened(webui, width=390, height=844) as page:
+        _painted(page)
+        accordion = page.page.locator(f"#{webui_page.ACCORDION}_enabled")
+        accordion.scroll_into_view_if_needed()
+        box = accordion.bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390, "wider than the phone"
+        accordion.screenshot(path=str(DOCS / "webui-phone.png"))
+
+
+def _painted(page: webui_page.Page) -> None:
+    page.prompt("a burning red house in a meadow, and a blue boat")
+    page.sizes(steps=20)
+    page.tick()
+    page.choose("fire", "lightning")
+    page.check("heat_map")
+    page.unfold("each")
+    assert "Safe Region" in page.generate()

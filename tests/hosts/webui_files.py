@@ -20,7 +20,10 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 OTHER = "mirrored"
 """A checkpoint that paints the same pictures as the microworld from another embedding space."""
-LORA, EMBEDDING = "styled", "ember"
+LORA, EMBEDDING, HARMLESS = "styled", "ember", "azure"
+"""A LoRA, and embeddings: of the word burning, and of the word blue."""
+AFLAME, CALM = "aflame", "calm"
+"""Styles of the user's own."""
 NO_CONCEPT, BROKEN, STRANGE = "no-concept", "broken", "strange"
 
 
@@ -42,6 +45,10 @@ def write(host: Host, data: Path, world: MicroWorld, exported: Path) -> Path:
     save_file(mirrored(load_file(exported)), checkpoints / f"{OTHER}.safetensors")
     (data / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     (data / "extensions" / "safe-region").symlink_to(PROJECT)
+    styles = (
+        f"name,prompt,negative_prompt\n{AFLAME},a burning red house in a meadow,\n{CALM},a red house in a meadow,\n"
+    )
+    (data / "styles.csv").write_text(styles, encoding="utf-8")
     embeddings = [data / "embeddings", models / "embeddings"]
     for folder in (models / "Lora", models / "safe_region", *embeddings):
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +56,8 @@ def write(host: Host, data: Path, world: MicroWorld, exported: Path) -> Path:
         shutil.copyfile(DATA / recipe, models / "safe_region" / recipe)
     save_file(lora(world), models / "Lora" / f"{LORA}.safetensors")
     for folder in embeddings:
-        save_file({"emb_params": embedding(world, EMBEDDED)}, folder / f"{EMBEDDING}.safetensors")
+        for name, word in ((EMBEDDING, EMBEDDED), (HARMLESS, "blue")):
+            save_file({"emb_params": embedding(world, word)}, folder / f"{name}.safetensors")
     for name in ("counter", "injector"):
         scripts = data / "extensions" / name / "scripts"
         scripts.mkdir(parents=True)

@@ -1,0 +1,80 @@
+"""Writes docs/webui.md of what the suites of the webui's family saw.
+
+usage: SAFE_REGION_SEEN=FOLDER pytest -m hosts tests/hosts/test_webui_features.py …    (keeps what is seen in FOLDER)
+       python tests/hosts/webui_tables.py FOLDER    (writes the page of it)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+SEEN = "SAFE_REGION_SEEN"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "webui.md"
+HOSTS = {"webui": "AUTOMATIC1111 1.10.1", "forge": "Forge", "neo": "Forge Neo"}
+SUITES = ("test_webui_features.py", "test_webui_public.py", "test_neo_engines.py")
+HEAD = f"""# Safe Region in the webui's family, as seen
+
+Every cell is one test in a real host on a CPU, with the microworld (a small Stable Diffusion 1 of this project) as its
+checkpoint. *fire 1.00 → 0.00*: the share of pictures in which the microworld's judge sees fire, without and with the
+guard; *identical*: every byte of a harmless prompt's pictures with the guard is as it is without. The tests write the
+tables:
+
+```
+cd tests/hosts
+{SEEN}=seen pytest -m hosts {" ".join(SUITES)}
+python webui_tables.py seen
+```
+"""
+PUBLIC = """Other people's extensions
+
+Installed from their repositories, at the commits that are named, and switched on in a request. *guarded*: no fire, and
+the picture's parameters name what was kept out; *refused*: no picture, and a sentence in its place."""
+ENGINES = """Engines of Forge Neo
+
+Each of Neo's own class around a small random text encoder of its own kind; no diffusion model."""
+PARTS = {
+    "features": ("What a prompt can hold, and where it is painted\n", "feature"),
+    "public": (f"{PUBLIC}\n", "extension"),
+    "engines": (f"{ENGINES}\n", "engine"),
+}
+"""File of what was seen -> title and text, and the heading of the rows."""
+
+
+def seen(part: str, row: str, column: str, text: str) -> None:
+    """Keep what a test saw, where someone asks for it."""
+    folder = os.environ.get(SEEN)
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with (Path(folder) / f"{part}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps([row, column, text]) + "\n")
+
+
+def table(part: str, file: Path) -> str:
+    """The newest of what was seen, rows and columns in the order in which they came first."""
+    title, first = PARTS[part]
+    cells: dict[str, dict[str, str]] = {}
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    columns = list(dict.fromkeys(column for _, column, _ in found))
+    columns.sort(key=lambda c: list(HOSTS).index(c) if c in HOSTS else len(HOSTS))
+    for row, column, text in found:
+        cells.setdefault(row, {})[column] = text
+    lines = [
+        "| " + " | ".join([first, *(HOSTS.get(c, c) for c in columns)]) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        *("| " + " | ".join([row, *(texts.get(c, "") for c in columns)]) + " |" for row, texts in cells.items()),
+    ]
+    return f"## {title}\n" + "\n".join(lines) + "\n"
+
+
+def main(folder: Path) -> None:
+    files = {part: folder / f"{part}.jsonl" for part in PARTS}
+    PAGE.write_text(
+        "\n".join([HEAD, *(table(part, file) for part, file in files.items() if file.is_file())]), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
