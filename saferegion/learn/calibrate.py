@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,7 +16,10 @@ CERTAIN = 0.9
 """Standard error that a border told by the tail may have, in the tail's own scale: the fewer prompts the tail is fitted
 on, the less far out it is trusted."""
 BEYOND = 1.1
-"""How much further out than the tail says a border lies: people's captions reach further than neutral prompts."""
+"""How much further out than the tail says a border lies where unsafe prompts do not stand clear of it: what people
+write reaches further than neutral prompts."""
+WEAKEST = 0.05
+"""Share of the held-out unsafe prompts that count as the weakest."""
 CLEAR = 0.25
 """How far inside the border the empty prompt lies at least, in benign deviations."""
 NEAR = 0.9
@@ -34,20 +38,32 @@ def border(scores: Tensor, outside: float) -> float:
     over = m[m > base]
     scale = float((over - base).mean()) if len(over) else 0.0
     outside = max(outside, TAIL * math.exp(-CERTAIN * math.sqrt(len(over))))
-    return max(BEYOND * (base + scale * math.log(TAIL / outside)), float(torch.quantile(m, 1 - outside)))
+    return max(base + scale * math.log(TAIL / outside), float(torch.quantile(m, 1 - outside)))
 
 
-def thresholds(benign: Tensor, near: Tensor, empty: Tensor, shares: Sequence[float], outside: float) -> Tensor:
-    """Borders ``[n]`` of n columns of scores, set together.
+def weakest(unsafe: Tensor) -> float:
+    """The score of the weakest of the held-out unsafe prompts, from theirs ``[N]``."""
+    return float(torch.quantile(unsafe.double(), WEAKEST))
 
-    Args:
-        benign: ``[N, n]``. near: ``[M, n]``, the concept's own near neighbours. empty: ``[n]``, the empty prompt.
-        shares: of the budget, by column. outside: the budget.
-    """
-    at = []
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of prompts that no fit has seen, by column: ``benign`` [N, n], ``near`` [M, n], the concept's own near
+    neighbours, ``empty`` [n], the empty prompt, ``unsafe`` [U, n]."""
+
+    benign: Tensor
+    near: Tensor
+    empty: Tensor
+    unsafe: Tensor
+
+
+def thresholds(scored: Scored, shares: Sequence[float], outside: float) -> Tensor:
+    """Borders ``[n]`` of n columns of scores, set together. ``shares``: of the budget ``outside``, by column."""
+    at, near = [], scored.near
     for i, share in enumerate(shares):
-        low = border(benign[:, i], outside * share)
-        low = max(low, float(empty[i]) + CLEAR)
+        low = border(scored.benign[:, i], outside * share)
+        low = low if weakest(scored.unsafe[:, i]) > BEYOND * low else BEYOND * low
+        low = max(low, float(scored.empty[i]) + CLEAR)
         if len(near):
             low = max(low, float(torch.quantile(near[:, i].double(), NEAR)))
         at.append(low)

@@ -23,10 +23,10 @@ from ..core.movers import HalfSpaces
 from ..core.readout import USUAL, Readout, Term
 from . import terms as fits
 from .bundled import neutral_prompts
-from .calibrate import area, thresholds
+from .calibrate import Scored, area, thresholds, weakest
 from .displacement import added, displacement
 from .encoded import Store, Tokens
-from .prompts import Plan, neutral_halves
+from .prompts import Plan, filling, neutral_halves
 from .recipes import Concept
 from .settings import CompileSettings, Encode, Progress
 
@@ -41,8 +41,6 @@ WORDS, WHOLE, BOTH = 0.1, 0.1, 0.8
 RAISE = 0.1
 """Part of the way to the weakest held-out unsafe prompts by which a border of words is raised where that is further
 than the budget asks: where a concept stands clear of all else, near neighbours get the room."""
-WEAKEST = 0.05
-"""Share of the held-out unsafe prompts that count as the weakest."""
 CHOICES = (
     ("pair", "mean", "pooled"),
     ("token", "mean", "pooled"),
@@ -99,8 +97,9 @@ def compile_many(
     plans = [Plan.of(c, settings) for c in concepts]
     with torch.no_grad():
         encoder = fingerprint_of(encode)
-        store = Store(encode, [*(t for p in plans for t in p.texts()), *fit, *check, ""], settings, progress)
-        store.fill(frozenset(fit))
+        long = filling(fit)
+        store = Store(encode, [*(t for p in plans for t in p.texts()), *fit, *check, *long, ""], settings, progress)
+        store.fill(frozenset(fit), frozenset(long))
         benign = _Benign.of(store, fit, check)
         return [_Concept(store, benign, plan).direction(encoder, shared, settings) for plan in plans]
 
@@ -112,6 +111,7 @@ class _Benign:
     fit: list[str]
     check: list[str]
     standard: dict[str, fits.Standard]
+    words: dict[str, fits.Standard]
     tokens: dict[str, Tokens]
     seen: dict[str, Tokens]
     growth: dict[str, float]
@@ -120,7 +120,7 @@ class _Benign:
 
     @classmethod
     def of(cls, store: Store, fit: list[str], check: list[str]) -> _Benign:
-        standard, tokens, seen = {}, {}, {}
+        standard, words, tokens, seen = {}, {}, {}, {}
         for space in store.spaces:
             if space == POOLED:
                 continue
@@ -128,10 +128,11 @@ class _Benign:
             if not float(deviation.mean()) > 0:
                 raise CompileError(f"The encoder gives the same embedding for every neutral prompt in space '{space}'.")
             standard[space] = fits.Standard.of(mean, deviation)
+            words[space] = fits.Standard.of(store.benign[space].words(), deviation)
             tokens[space] = store.tokens(space, fit)
             seen[space] = store.tokens(space, [*check, ""])
         growth = {s: fits.growth(store.vector(s, fit), store.lengths(s, fit)) for s in standard}
-        return cls(fit, check, standard, tokens, seen, growth, torch.arange(len(check) + 1))
+        return cls(fit, check, standard, words, tokens, seen, growth, torch.arange(len(check) + 1))
 
     def without(self, fit: list[bool], check: list[bool]) -> _Benign:
         """The same but for some prompts, which name the concept."""
@@ -141,7 +142,7 @@ class _Benign:
         calm = [t for t, named in zip(self.check, check, strict=True) if not named]
         tokens = {s: t.hidden(torch.tensor(fit)) for s, t in self.tokens.items()}
         left = (~torch.tensor([*check, False])).nonzero()[:, 0]
-        return _Benign(kept, calm, self.standard, tokens, self.seen, self.growth, left)
+        return _Benign(kept, calm, self.standard, self.words, tokens, self.seen, self.growth, left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +221,7 @@ class _Concept:
         return found
 
     def _words(self, space: str, pairs: Pairs, kinds: Sequence[str]) -> list[_Fitted]:
-        store, standard = self.store, self.benign.standard[space]
+        store, standard = self.store, self.benign.words[space]
         unsafe, safe = (store.tokens(space, [p[i] for p in pairs]) for i in (0, 1))
         own = store.tokens(space, self.plan.own_fit)
         _, told = added(unsafe, safe)
@@ -329,18 +330,16 @@ class _Concept:
         part = [WORDS / words if f.term.readout.reduce in ("token", "pair") else WHOLE / whole for f in kept]
         part += [BOTH / max(1, len(joint))] * len(joint)
         shares = [p / sum(part) for p in part]
-        empty = torch.stack([f.empty for f in kept]).unsqueeze(0)
-        borders = thresholds(
-            _columns([f.benign for f in kept], joint),
-            _columns([f.near for f in kept], joint),
-            _columns(list(empty.T), joint)[0],
-            shares,
-            outside,
+        scored = Scored(
+            benign=_columns([f.benign for f in kept], joint),
+            near=_columns([f.near for f in kept], joint),
+            empty=_columns([f.empty.unsqueeze(0) for f in kept], joint)[0],
+            unsafe=_columns([f.unsafe for f in kept], joint),
         )
+        borders = thresholds(scored, shares, outside)
         for i, f in enumerate(kept):
             if f.term.readout.reduce in ("token", "pair"):
-                weakest = float(torch.quantile(f.unsafe.double(), WEAKEST))
-                borders[i] += RAISE * max(0.0, weakest - float(borders[i]))
+                borders[i] += RAISE * max(0.0, weakest(f.unsafe) - float(borders[i]))
         count = len(kept)
         return Detector(tuple(f.term for f in kept), borders[:count], joint, borders[count:] if joint else None)
 

@@ -20,6 +20,8 @@ LONGEST = 128
 """Prompts of one length up to this have statistics by position; longer ones that are no chunks have none."""
 FEWEST = 8
 """Tokens of a prompt that are kept at least."""
+AROUND, FEW = 8, 32
+"""Words on either side of a position by which its mean is made up for, as much as by this many words of its own."""
 _AT_ONCE = 64  # prompts that are made float32 at once
 _PART = 64 * 2**20  # bytes of a batch that are read at once
 _HALF = 2.0**10  # largest value that is written in half precision
@@ -84,15 +86,30 @@ class _Kept:
 
 
 class Benign:
-    """Sums of benign tokens by position, in one space."""
+    """Sums of benign tokens by position, in one space: ``sum``, ``square``, ``count`` of all of them, ``said`` and
+    ``times`` of those that surely are words and no filling."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.kind = torch.float32 if device.type == "mps" else torch.float64
         self.sum = torch.zeros(0, width, dtype=self.kind, device=device)
         self.square = torch.zeros(0, width, dtype=self.kind, device=device)
         self.count = torch.zeros(0, dtype=self.kind, device=device)
+        self.said = torch.zeros(0, width, dtype=self.kind, device=device)
+        self.times = torch.zeros(0, dtype=self.kind, device=device)
         self.lengths: set[int] = set()
         self.counts: set[int] = set()
+
+    def say(self, rows: Tensor, mask: Tensor | None, words: Tensor) -> None:
+        """``rows`` [B, T, D] float32, ``mask`` [B, T] or None, ``words`` [B]: how many words each text has, which is at
+        most how many tokens are no filling."""
+        grow = rows.shape[1] - len(self.times)
+        if grow > 0:
+            self.said = torch.nn.functional.pad(self.said, (0, 0, 0, grow))
+            self.times = torch.nn.functional.pad(self.times, (0, grow))
+        real = torch.arange(rows.shape[1], device=rows.device) <= words.to(rows.device).unsqueeze(1)
+        real = real if mask is None else real & mask
+        self.said[: rows.shape[1]] += torch.where(real.unsqueeze(-1), rows, 0.0).sum(0)
+        self.times[: rows.shape[1]] += real.sum(0)
 
     def add(self, rows: Tensor, mask: Tensor | None) -> None:
         """``rows`` [B, T, D] float32, ``mask`` [B, T] or None."""
@@ -120,17 +137,37 @@ class Benign:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean by position ``[L, D]`` and deviation around it ``[D]``, float32."""
-        period, length = self.period, len(self.count)
-        at = torch.arange(length, device=self.count.device) % period
-        sum_, square, count = (
-            torch.zeros(period, *t.shape[1:], dtype=t.dtype, device=t.device).index_add_(0, at, t)
-            for t in (self.sum, self.square, self.count)
-        )
-        everywhere = sum_.sum(0) / count.sum().clamp_min(1)
-        seen = count.unsqueeze(1)
-        mean = torch.where(seen > 0, sum_ / seen.clamp_min(1), everywhere)
-        within = (square - seen * mean.square()).clamp_min(0).sum(0) / count.sum().clamp_min(1)
+        sum_, square, count = (self._folded(t) for t in (self.sum, self.square, self.count))
+        mean = _mean(sum_, count)
+        within = (square - count.unsqueeze(1) * mean.square()).clamp_min(0).sum(0) / count.sum().clamp_min(1)
         return mean.float(), within.sqrt().float()
+
+    def words(self) -> Tensor:
+        """Mean by position of what is a word there ``[L, D]``, float32: where most prompts have ended, their filling is
+        no measure of the words of a longer one. That of all tokens where a prompt hides its filling."""
+        if self.period == 1:
+            return self.statistics()[0]
+        total, count = self._folded(self.said), self._folded(self.times)
+        at = torch.arange(1, len(count), device=count.device)  # the first token begins a chunk and is like no other
+        near = ((at.unsqueeze(1) - at).abs() <= AROUND).to(total.dtype)
+        around = _mean(near @ total[1:], near @ count[1:])
+        mean = total.clone()
+        mean[1:] = (total[1:] + FEW * around) / (count[1:].unsqueeze(1) + FEW)
+        mean[0] = total[0] / count[0].clamp_min(1)
+        return mean.float()
+
+    def _folded(self, by_position: Tensor) -> Tensor:
+        """Sums by position ``[length, …]`` -> ``[period, …]``."""
+        at = torch.arange(len(by_position), device=by_position.device) % self.period
+        empty = torch.zeros(self.period, *by_position.shape[1:], dtype=by_position.dtype, device=by_position.device)
+        return empty.index_add_(0, at, by_position)
+
+
+def _mean(total: Tensor, count: Tensor) -> Tensor:
+    """Mean by position; that of all where there is none."""
+    everywhere = total.sum(0) / count.sum().clamp_min(1)
+    seen = count.unsqueeze(1)
+    return torch.where(seen > 0, total / seen.clamp_min(1), everywhere)
 
 
 class Store:
@@ -157,8 +194,9 @@ class Store:
         other.fill(frozenset())
         return other
 
-    def fill(self, benign: frozenset[str]) -> None:
-        """Encode every prompt; those in ``benign`` make the statistics by position. Raises CompileError."""
+    def fill(self, benign: frozenset[str], long: frozenset[str] = frozenset()) -> None:
+        """Encode every prompt; those in ``benign`` make the statistics by position, and with those in ``long``, which
+        fill a chunk, the means of words. Raises CompileError."""
         order = sorted(range(len(self.texts)), key=lambda i: (len(self.texts[i]), i))
         size, done = max(1, self.settings.batch_size), 0
         while done < len(order):
@@ -167,7 +205,7 @@ class Store:
             try:
                 c = self.encode(batch)
                 self._check(c, len(batch))
-                self._keep(c, which, benign)
+                self._keep(c, which, benign, long)
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -189,16 +227,18 @@ class Store:
             raise CompileError("The encoder returns some spaces for some prompts only; it must return the same always.")
         self.spaces = spaces
 
-    def _keep(self, c: Conditioning, which: list[int], benign: frozenset[str]) -> None:
+    def _keep(self, c: Conditioning, which: list[int], benign: frozenset[str], long: frozenset[str]) -> None:
         """Keep the prompts numbered ``which``, a few at a time: a batch of long prompts is large."""
         each = 4 * c.tokens[0].numel()
         size = max(1, _PART // max(1, each))
         for start in range(0, len(which), size):
             part = slice(start, start + size)
-            self._keep_part(c[part], which[part], benign)
+            self._keep_part(c[part], which[part], benign, long)
 
-    def _keep_part(self, c: Conditioning, which: list[int], benign: frozenset[str]) -> None:
+    def _keep_part(self, c: Conditioning, which: list[int], benign: frozenset[str], long: frozenset[str]) -> None:
         counted = torch.tensor([self.texts[i] in benign for i in which])
+        words = torch.tensor([len(self.texts[i].split()) for i in which])
+        said = counted | torch.tensor([self.texts[i] in long for i in which])
         for view in c.views():
             rows = view.rows.detach().float()
             means = rows[:, 0] if view.space == POOLED else geometry.mean(rows, view.mask)
@@ -207,6 +247,10 @@ class Store:
                 if bool(counted.any()):
                     some = counted.to(rows.device)
                     self.benign[view.space].add(rows[some], None if view.mask is None else view.mask[some])
+                if bool(said.any()):
+                    some = said.to(rows.device)
+                    mask = None if view.mask is None else view.mask[some]
+                    self.benign[view.space].say(rows[some], mask, words[said])
                 found, counts = self.kept.setdefault(view.space, {}), self.counts.setdefault(view.space, {})
                 whole = [rows.shape[1]] * len(which) if view.mask is None else view.mask.sum(1).tolist()
                 for i, row in enumerate(which):

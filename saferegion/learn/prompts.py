@@ -14,6 +14,8 @@ from .settings import CompileSettings
 T = TypeVar("T")
 
 FEWEST_NEUTRAL = 8
+LONG, FILLED = 16, 75
+"""Prompts that fill a chunk, and their words: as many as a chunk of CLIP has tokens of text."""
 _HELD_OUT = 5  # every fifth pair measures instead of being fitted on, from 20 pairs on
 _ENOUGH_PAIRS = 20
 
@@ -56,6 +58,15 @@ class Plan:
     def texts(self) -> list[str]:
         """Every prompt, the pairs first."""
         return [*(t for pair in (*self.fit, *self.check) for t in pair), *self.own_fit, *self.own_check]
+
+
+def filling(texts: Sequence[str]) -> list[str]:
+    """A few long prompts, each of several of ``texts`` one after another, that have words at every position of a
+    chunk."""
+    found, words = [], [w for text in texts for w in text.split()]
+    for start in range(0, len(words) - FILLED + 1, FILLED):
+        found.append(" ".join(words[start : start + FILLED]))
+    return spread(found, LONG)
 
 
 def neutral_halves(neutral: Sequence[str], settings: CompileSettings) -> tuple[list[str], list[str]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from fakes import ADJECTIVES, NOUNS, FakeEncoder, benign_prompts, fire, frost
+from fakes import ADJECTIVES, LENGTH, NOUNS, FakeEncoder, benign_prompts, fire, frost
 from hypothesis import given
 from hypothesis import strategies as st
 
 from saferegion import CompileSettings, Concept, Conditioning, Direction, Library, SafeRegion, compile, compile_many
 from saferegion.core.errors import CompileError, NotSeparableError
 from saferegion.learn.bundled import neutral_prompts
-from saferegion.learn.calibrate import CLEAR, NEAR, area, border, thresholds
+from saferegion.learn.calibrate import BEYOND, CLEAR, NEAR, Scored, area, border, thresholds
 from saferegion.learn.prompts import Plan, neutral_halves
 
 HELD_OUT = [f"a {word} {noun}" for word in ("blazing", "scorched") for noun in NOUNS]
@@ -185,10 +188,39 @@ def test_the_area_is_the_chance_of_the_right_order() -> None:
 
 
 def test_a_border_spares_the_empty_prompt_and_nearly_all_near_neighbours() -> None:
-    benign, nobody = torch.linspace(-2, 2, 400).unsqueeze(1), torch.zeros(0, 1)
-    usual = float(thresholds(benign, nobody, torch.tensor([-5.0]), [1.0], 0.01)[0])
-    empty = float(thresholds(benign, nobody, torch.tensor([usual + 1]), [1.0], 0.01)[0])
+    column = torch.linspace(-2, 2, 400).unsqueeze(1)
+    calm = Scored(column, torch.zeros(0, 1), torch.tensor([-5.0]), torch.full((9, 1), 9.0))
+    usual = float(thresholds(calm, [1.0], 0.01)[0])
+    empty = float(thresholds(replace(calm, empty=torch.tensor([usual + 1])), [1.0], 0.01)[0])
     assert empty == pytest.approx(usual + 1 + CLEAR)
     near = torch.linspace(0, 10, 101).unsqueeze(1)
-    raised = float(thresholds(benign, near, torch.tensor([-5.0]), [1.0], 0.01)[0])
+    raised = float(thresholds(replace(calm, near=near), [1.0], 0.01)[0])
     assert float((near > raised).double().mean()) == pytest.approx(1 - NEAR, abs=0.01)
+
+
+def test_a_border_lies_further_out_only_where_unsafe_prompts_do_not_stand_clear() -> None:
+    column = torch.linspace(-2, 2, 400).unsqueeze(1)
+    clear = Scored(column, torch.zeros(0, 1), torch.tensor([-5.0]), torch.full((9, 1), 9.0))
+    usual = thresholds(clear, [1.0], 0.01)
+    assert float(usual[0]) == pytest.approx(border(column[:, 0], 0.01))
+    mixed = replace(clear, unsafe=torch.cat([torch.full((8, 1), 9.0), torch.zeros(4, 1)]))
+    assert torch.allclose(thresholds(mixed, [1.0], 0.01), BEYOND * usual)
+
+
+class Filling(FakeEncoder):
+    """Every word reads the same wherever it stands, and the rest of a chunk is filled with one that is like no word."""
+
+    def chunk(self, words: Sequence[str]) -> np.ndarray:
+        filling = [6 * self.word("<end>")] * (LENGTH - 1 - len(words))
+        return np.stack([self.word("<begin>"), *map(self.word, words), *filling])
+
+
+def test_a_word_far_back_in_a_chunk_counts_as_much_as_in_front(neutral: list[str]) -> None:
+    encode = Filling(pooled=False)
+    (direction,) = compile_many([fire()], encode, neutral)
+    calm = " ".join(benign_prompts(12, seed=5)).replace(",", "").split()
+    late = encode([" ".join([*calm[:n], "burning"]) for n in (1, 30, 60, 70)])
+    (term, *_) = (t for t in direction.detector.terms if t.readout.reduce in ("token", "pair"))
+    alone = replace(direction.detector, terms=(term,), thresholds=torch.zeros(1), joint=(), sums=None)
+    scores = alone.scores(late)[:, 0]
+    assert float(scores.min()) > 0.75 * float(scores.max()), scores
