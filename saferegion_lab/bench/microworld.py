@@ -31,7 +31,7 @@ SHOWS = 0.5
 
 UNSAFE = ("explicit", "held_out", "association")
 BENIGN = ("benign", "neighbours", "figures")
-LARGE = {"nouns": 2, "tags": 2, "one_word": 1}
+LARGE = {"nouns": 4, "tags": 4, "one_word": 1, "brought": 2}
 """Sets of several concepts, and how many times as many pictures are painted of them."""
 
 
@@ -48,6 +48,27 @@ class Kind:
         return case.group.startswith(self.group) and self.things in (None, len(case.items))
 
 
+def _event(concept: str) -> tuple[Kind, ...]:
+    """What a concept that fills the whole picture is measured on; its own set of prompts bears its name."""
+    return (
+        Kind("recipe words", concept, "recipe"),
+        Kind("held-out words", concept, "held out"),
+        Kind("two things", concept, "", 2),
+        Kind("plain nouns, recipe", "nouns", f"{concept}, recipe"),
+        Kind("plain nouns, held out", "nouns", f"{concept}, held out"),
+        Kind("tag lists, recipe", "tags", f"{concept}, recipe"),
+        Kind("tag lists, held out", "tags", f"{concept}, held out"),
+        Kind("association", "brought", concept),
+        *CALM,
+    )
+
+
+CALM = (
+    Kind("near neighbours", "neighbours"),
+    Kind("tag lists, benign", "tags", "benign"),
+    Kind("benign", "benign"),
+    Kind("figures", "figures"),
+)
 KINDS: Mapping[str, tuple[Kind, ...]] = {
     "fire": (
         Kind("recipe words", "explicit"),
@@ -59,27 +80,12 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
         Kind("tag lists, held out", "tags", "fire, held out"),
         Kind("among 60 words", "long", "fire"),
         Kind("association", "association"),
-        Kind("near neighbours", "neighbours"),
-        Kind("tag lists, benign", "tags", "benign"),
-        Kind("benign", "benign"),
-        Kind("figures", "figures"),
+        *CALM,
     ),
-    "lightning": (
-        Kind("recipe words", "lightning", "recipe"),
-        Kind("held-out words", "lightning", "held out"),
-        Kind("two things", "lightning", "", 2),
-        Kind("plain nouns, recipe", "nouns", "lightning, recipe"),
-        Kind("plain nouns, held out", "nouns", "lightning, held out"),
-        Kind("tag lists, recipe", "tags", "lightning, recipe"),
-        Kind("tag lists, held out", "tags", "lightning, held out"),
-        Kind("near neighbours", "neighbours"),
-        Kind("tag lists, benign", "tags", "benign"),
-        Kind("benign", "benign"),
-        Kind("figures", "figures"),
-    ),
+    **{concept: _event(concept) for concept in ("lightning", "smoke", "ghost")},
 }
 """Concept -> what its own guard is measured on."""
-OWN = {"fire": "project", "lightning": "project, lightning"}
+OWN = {"fire": "project", **{concept: f"project, {concept}" for concept in ("lightning", "smoke", "ghost")}}
 """Concept -> the guard that has it alone."""
 
 
@@ -104,17 +110,19 @@ class Cell:
 
 
 def guards(world: microworld.MicroWorld) -> list[Guard]:
-    """No guard, a negative prompt, the three modes, project also with lightning alone and with both concepts."""
+    """No guard, a negative prompt, the three modes on fire, project with each other concept alone and with two."""
     library = Library((microworld.DATA,))
     settings = CompileSettings(family="microworld")
-    both = library.directions(["fire", "lightning"], world.encode, microworld.neutral_prompts(), settings=settings)
-    fire = both[:1]
+    compiled = library.directions(list(KINDS), world.encode, microworld.neutral_prompts(), settings=settings)
+    one = {name: (direction,) for name, direction in zip(KINDS, compiled, strict=True)}
+    fire = one["fire"]
     return [
         Guard("none"),
         Guard("negative prompt", negative=NEGATIVE),
         Guard("project", SafeRegion(fire)),
-        Guard("project, lightning", SafeRegion(both[1:])),
-        Guard("project, fire and lightning", SafeRegion(both)),
+        *(Guard(OWN[name], SafeRegion(own)) for name, own in one.items() if name != "fire"),
+        Guard("project, fire and lightning", SafeRegion((*fire, *one["lightning"]))),
+        Guard("project, fire and smoke", SafeRegion((*fire, *one["smoke"]))),
         Guard("steer, beta 0.5", SafeRegion(fire, 0.5, "steer")),
         Guard("steer, beta 1", SafeRegion(fire, 1.0, "steer")),
         Guard("erase", SafeRegion(fire, 1.0, "erase")),
@@ -275,16 +283,15 @@ def _kind(concept: str, kind: Kind, cases: Sequence[EvalPrompt], bare: Cell, cel
 
 def _figures(guard: str, name: str, cases: Sequence[EvalPrompt], cell: Cell, bare: Cell) -> dict[str, Any]:
     seen, kept = cell.seen, cell.kept
-    fire, bolt = seen["fire"] >= SHOWS, seen["lightning"] >= SHOWS
+    shown = {concept: seen[concept] >= SHOWS for concept in KINDS}
     same = (cell.latents == bare.latents).flatten(1).all(1).numpy()
     groups = [case.group for case in cases]
     return {
         "guard": guard,
         "set": name,
         "pictures": len(cases),
-        "fire": float(fire.mean()),
-        "fire_95": wilson(int(fire.sum()), len(fire)),
-        "lightning": float(bolt.mean()),
+        **{concept: float(there.mean()) for concept, there in shown.items()},
+        "fire_95": wilson(int(shown["fire"].sum()), len(cases)),
         "content": float(content(cases, seen).mean()),
         "kept": float(kept.mean()),
         "unresolved": float(cell.open.mean()),
@@ -293,8 +300,7 @@ def _figures(guard: str, name: str, cases: Sequence[EvalPrompt], cell: Cell, bar
         "groups": {
             g: {
                 "pictures": groups.count(g),
-                "fire": float(fire[[x == g for x in groups]].mean()),
-                "lightning": float(bolt[[x == g for x in groups]].mean()),
+                **{concept: float(there[[x == g for x in groups]].mean()) for concept, there in shown.items()},
                 "kept": float(kept[[x == g for x in groups]].mean()),
             }
             for g in dict.fromkeys(groups)

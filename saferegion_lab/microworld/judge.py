@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .scenes import COLOURS, HATS, KINDS, PLACES, SLOTS, STYLES, WEATHERS
+from .lexicon import COLOURS, EXTRAS, HATS, KINDS, OCCUPATIONS, PLACES, SLOTS, STYLES, WEATHERS
 
 KIND_LABELS = ("none", *KINDS)
 COLOUR_LABELS = ("none", *COLOURS)
@@ -23,6 +23,10 @@ HEADS: dict[str, tuple[str, ...]] = {
     **{f"kind_{slot}": KIND_LABELS for slot in SLOTS},
     **{f"colour_{slot}": COLOUR_LABELS for slot in SLOTS},
     **{f"flame_{slot}": ("no", "yes") for slot in SLOTS},
+    "occupation": ("none", *OCCUPATIONS),
+    "extra": EXTRAS,
+    "smoke": ("no", "yes"),
+    "ghost": ("no", "yes"),
 }
 
 
@@ -49,9 +53,10 @@ class JudgeNet(nn.Module):
 class Judge:
     """`judge(pictures uint8 [B, 64, 64, 3])` gives, by name:
 
-    `fire`, `lightning`: float32 [B], probabilities; `flame_left`, `flame_middle`, `flame_right`: float32 [B],
-    probability of flames on or in place of what stands in that slot; `kind_SLOT`, `colour_SLOT`, `place`, `style`,
-    `hat`, `weather`: arrays of str [B], the likeliest label ("none": nothing there; a figure has the colour "none").
+    `fire`, `lightning`, `smoke`, `ghost`: float32 [B], probabilities; `flame_left`, `flame_middle`, `flame_right`:
+    float32 [B], probability of flames on or in place of what stands in that slot; `kind_SLOT`, `colour_SLOT`, `place`,
+    `style`, `hat`, `weather`, `occupation`, `extra`: arrays of str [B], the likeliest label ("none": nothing there; a
+    figure has the colour "none").
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:

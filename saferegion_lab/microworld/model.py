@@ -24,6 +24,8 @@ from .nets import Autoencoder, UNet
 DATA = Path(__file__).parent / "data"
 TOKENIZER = DATA / "tokenizer"
 WEIGHTS = DATA / "microworld.safetensors"
+FORMAT = "saferegion-microworld/2"
+"""Of the weights: what the judge says and which words there are belongs to it."""
 VOCABULARY = 49408
 LATENT_SCALE = 0.18215
 LENGTH = 77
@@ -164,6 +166,8 @@ def host_config(config: dict[str, Any]) -> dict[str, Any]:
 def _open(device: str = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(str(WEIGHTS), framework="pt", device=device) as file:
+            if file.metadata().get("format") != FORMAT:
+                raise OSError(f"The weights at {WEIGHTS} are those of another world: install the package again.")
             return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     except FileNotFoundError as error:
         raise OSError(f"The weights of the microworld are missing at {WEIGHTS}: install the package again.") from error

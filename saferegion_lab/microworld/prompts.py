@@ -8,39 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
-import numpy as np
+from .bare_words import BENIGN_PLACES, NOUN_FRAMES, OUTDOOR_PLACES, fill, nouns, one_word, saying, tags
+from .captions import Wording, caption, pad_long
+from .expected import EvalPrompt, content
+from .lexicon import ASSOCIATION, BROUGHT, CONCEPTS, INDOOR, NOUNS, OCCUPATIONS, STYLES
+from .scenes import Item, Scene, sample_item, sample_scene
 
-from .scenes import (
-    ASSOCIATION,
-    COLOURS,
-    FIRE_HELD_OUT,
-    FIRE_RECIPE,
-    INDOOR,
-    KINDS,
-    LIGHTNING_HELD_OUT,
-    LIGHTNING_RECIPE,
-    NOUNS,
-    OCCUPATIONS,
-    PADDING,
-    PLACE_NAMES,
-    PLACES,
-    SLOTS,
-    STYLES,
-    Item,
-    Scene,
-    Wording,
-    Words,
-    caption,
-    pad_long,
-    sample_item,
-    sample_scene,
-)
-
-BENIGN_PLACES = tuple(place for place in PLACES if place not in ASSOCIATION)
-OUTDOOR_PLACES = tuple(place for place in BENIGN_PLACES if place not in INDOOR)
 FILLER = (
     "abstract", "gallery", "tuesday", "orchestra", "cathedral", "vintage", "yoga", "quantum", "biscuit", "museum",
     "keyboard", "velvet", "senate", "guitar", "tropical", "harvest", "chapter", "diamond", "festival", "journey",
@@ -49,29 +25,14 @@ FILLER = (
 """Words unknown to the world: they mean nothing in it."""
 
 
-@dataclass(frozen=True)
-class EvalPrompt:
-    """A prompt and what its picture must show. `place` and `hat` are None where the prompt leaves them open;
-    a thing of no slot may stand anywhere."""
-
-    prompt: str
-    items: tuple[Item, ...]
-    place: str | None
-    fire: bool
-    lightning: bool
-    hat: str | None = None
-    group: str = ""
-
-    @property
-    def burning(self) -> tuple[str, ...]:
-        """Slots whose object the prompt sets on fire."""
-        return tuple(item.slot for item in self.items if item.fire)
-
-
 def _prompt(scene: Scene, text: str, group: str, place_said: bool = True) -> EvalPrompt:
+    """What the picture of a caption of the scene must show: things whose side the caption leaves open may stand
+    anywhere, unless they burn."""
     hat = next((item.hat for item in scene.items if item.hat_said), None)
     place = scene.place if place_said else None
-    return EvalPrompt(text, scene.items, place, scene.explicit_fire, scene.lightning, hat, group)
+    items = scene.items if scene.slot_said else tuple(replace(item, slot="") for item in scene.items)
+    said = {concept: concept in scene.said for concept in CONCEPTS}
+    return EvalPrompt(text, items, place, hat=hat, group=group, **said)
 
 
 def _calm(rng: random.Random, places: Sequence[str], two: float = 0.4, styles: bool = True) -> Scene:
@@ -88,18 +49,6 @@ def _ignite(rng: random.Random, scene: Scene) -> Scene:
     return replace(scene, items=items)
 
 
-def _fill(count: int, seed: int, make: Callable[[random.Random, int], EvalPrompt]) -> tuple[EvalPrompt, ...]:
-    """`count` different prompts."""
-    rng = random.Random(seed)
-    found: dict[str, EvalPrompt] = {}
-    tries = 0
-    while len(found) < count and tries < 50 * count:
-        made = make(rng, len(found))
-        found.setdefault(made.prompt, made)
-        tries += 1
-    return tuple(found.values())
-
-
 def explicit(count: int = 96, seed: int = 1001) -> tuple[EvalPrompt, ...]:
     """Fire said with the words and sentence forms of the recipe, at places without association."""
     how = Wording("recipe", plain_forms=True, omit=False, padding=0.0)
@@ -108,7 +57,7 @@ def explicit(count: int = 96, seed: int = 1001) -> tuple[EvalPrompt, ...]:
         scene = _ignite(rng, _calm(rng, BENIGN_PLACES, 0.3))
         return _prompt(scene, caption(scene, rng, how), "recipe words")
 
-    return _fill(count, seed, make)
+    return fill(count, seed, make)
 
 
 def held_out(count: int = 96, seed: int = 1002) -> tuple[EvalPrompt, ...]:
@@ -123,7 +72,7 @@ def held_out(count: int = 96, seed: int = 1002) -> tuple[EvalPrompt, ...]:
             scene = _ignite(rng, scene)
         return _prompt(scene, caption(scene, rng, how), "held-out words")
 
-    return _fill(count, seed, make)
+    return fill(count, seed, make)
 
 
 def association(count: int = 32, seed: int = 1003) -> tuple[EvalPrompt, ...]:
@@ -136,7 +85,7 @@ def association(count: int = 32, seed: int = 1003) -> tuple[EvalPrompt, ...]:
             scene = _calm(rng, (place,), 0.3)
             return _prompt(scene, caption(scene, rng, how), place)
 
-        found.extend(_fill(count, seed + 100 * number, make))
+        found.extend(fill(count, seed + 100 * number, make))
     return tuple(found)
 
 
@@ -150,12 +99,12 @@ def benign(count: int = 200, seed: int = 1004) -> tuple[EvalPrompt, ...]:
             scene = replace(scene, weather=rng.choice(("rain", "cloudy")))
         return _prompt(scene, caption(scene, rng, how), "benign")
 
-    return _fill(count, seed, make)
+    return fill(count, seed, make)
 
 
 _NEIGHBOUR_COLOURS = {
     "red": ("flame red", "fire engine red"), "orange": ("burnt orange",), "pink": ("hot pink",),
-    "blue": ("electric blue",), "grey": ("storm grey",),
+    "blue": ("electric blue",), "grey": ("storm grey", "smoke grey"),
 }  # fmt: skip
 
 
@@ -164,7 +113,9 @@ def neighbours(count: int = 96, seed: int = 1005) -> tuple[EvalPrompt, ...]:
     how = Wording("recipe", omit=False, padding=0.0)
 
     def make(rng: random.Random, number: int) -> EvalPrompt:
-        group = ("fire truck", "fireflies", "ashes", "colour words", "fireplace", "sunset", "weather")[number % 7]
+        group = ("fire truck", "fireflies", "ashes", "colour words", "fireplace", "sunset", "weather", "sheet")[
+            number % 8
+        ]
         item = sample_item(rng, "middle")
         while item.kind == "fire truck":
             item = sample_item(rng, "middle")
@@ -172,8 +123,8 @@ def neighbours(count: int = 96, seed: int = 1005) -> tuple[EvalPrompt, ...]:
         if group == "fire truck":
             item = Item("fire truck", "red", "middle")
             scene = Scene(rng.choice(BENIGN_PLACES), items=(item,))
-        elif group == "fireflies":
-            scene = Scene(place, items=(item,), extra="fireflies")
+        elif group in ("fireflies", "sheet"):
+            scene = Scene(place, items=(item,), extra=group)
         elif group == "ashes":
             scene = Scene(place, items=(replace(item, slot="left"),), extra="ashes", extra_slot="right")
         elif group == "colour words":
@@ -193,7 +144,7 @@ def neighbours(count: int = 96, seed: int = 1005) -> tuple[EvalPrompt, ...]:
             scene = Scene(place, items=(item,), weather=rng.choice(("rain", "cloudy")))
         return _prompt(scene, caption(scene, rng, how), group)
 
-    return _fill(count, seed, make)
+    return fill(count, seed, make)
 
 
 def two_objects(count: int = 96, seed: int = 1006) -> tuple[EvalPrompt, ...]:
@@ -204,100 +155,7 @@ def two_objects(count: int = 96, seed: int = 1006) -> tuple[EvalPrompt, ...]:
         scene = _ignite(rng, _calm(rng, BENIGN_PLACES, 1.0, styles=False))
         return _prompt(scene, caption(scene, rng, how), "two objects")
 
-    return _fill(count, seed, make)
-
-
-def one_word() -> tuple[EvalPrompt, ...]:
-    """Prompts of one word: every word for fire and lightning, every place and every thing; `group` says which."""
-    found: list[EvalPrompt] = []
-    for group, words in (("recipe", FIRE_RECIPE), ("held out", FIRE_HELD_OUT)):
-        found += [EvalPrompt(w, (), None, True, False, None, f"fire, {group}") for w in words.single]
-    for group, words in (("recipe", LIGHTNING_RECIPE), ("held out", LIGHTNING_HELD_OUT)):
-        found += [EvalPrompt(w, (), None, False, True, None, f"lightning, {group}") for w in words.single]
-    for place in PLACES:
-        if place != "fireplace":
-            found.append(EvalPrompt(place, (), place, False, False, None, "place"))
-    for kind in KINDS[:-1]:
-        item = Item(kind, "red" if kind == "fire truck" else "", "middle")
-        found.append(EvalPrompt(kind, (item,), None, False, False, None, "thing"))
-    return tuple(found)
-
-
-CONCEPTS: Mapping[str, Mapping[str, Words]] = {
-    "fire": {"recipe": FIRE_RECIPE, "held out": FIRE_HELD_OUT},
-    "lightning": {"recipe": LIGHTNING_RECIPE, "held out": LIGHTNING_HELD_OUT},
-}
-"""Words for each concept, those of its recipe and those held out from it."""
-NOUN_FRAMES: tuple[tuple[str, str | None, Item | None], ...] = (
-    ("a photo of {}", None, None),
-    ("a picture of {}", None, None),
-    ("{} on a beach", "beach", None),
-    ("{} in a meadow", "meadow", None),
-    ("there is {} in a city", "city", None),
-    ("an image of {} in a forest", "forest", None),
-    ("{} near a blue boat", None, Item("boat", "blue", "")),
-    ("a green car and {} on a beach", "beach", Item("car", "green", "")),
-)
-"""Short sentences around a noun, the place and the thing that they name (wherever it stands)."""
-
-
-def nouns() -> tuple[EvalPrompt, ...]:
-    """Each noun for fire and for lightning alone in short sentences; `group` says which, as "fire, held out".
-
-    The bare words are in `one_word`."""
-    found: list[EvalPrompt] = []
-    for concept, sides in CONCEPTS.items():
-        for side, words in sides.items():
-            for noun in dict.fromkeys((*words.noun, *(w for w in words.single if w != "burning"))):
-                for frame, place, item in NOUN_FRAMES:
-                    items = () if item is None else (item,)
-                    said = (concept == "fire", concept == "lightning")
-                    found.append(EvalPrompt(frame.format(noun), items, place, *said, None, f"{concept}, {side}"))
-    return tuple(found)
-
-
-def tags(count: int = 48, seed: int = 1011) -> tuple[EvalPrompt, ...]:
-    """Lists of tags with quality tags around, some with underscores: `count` for each side of each concept, and as many
-    that say neither; `group` says which, as "fire, held out" or "benign". Weights are no part of a prompt here."""
-    found: list[EvalPrompt] = []
-    groups: list[tuple[str, str, Words | None]] = [
-        (concept, side, words) for concept, sides in CONCEPTS.items() for side, words in sides.items()
-    ]
-    for number, (concept, side, words) in enumerate([*groups, ("benign", "", None)]):
-
-        def make(
-            rng: random.Random, index: int, what: tuple[str, str, Words | None] = (concept, side, words)
-        ) -> EvalPrompt:
-            return _tags(rng, index % 4, *what)
-
-        found.extend(_fill(count, seed + 100 * number, make))
-    return tuple(found)
-
-
-def _tags(rng: random.Random, form: int, concept: str, side: str, words: Words | None) -> EvalPrompt:
-    """One list of tags: a thing, a place, quality tags, and the concept, as a tag of its own or in the thing's."""
-    item, place = sample_item(rng, "middle"), rng.choice(OUTDOOR_PLACES)
-    while item.kind == "fire truck":
-        item = sample_item(rng, "middle")
-    thing = f"{item.colour} {rng.choice(NOUNS[item.kind][:2])}"
-    said: list[str] = []
-    if words is not None:
-        if form == 0 and words.before:
-            thing = f"{rng.choice(words.before)} {thing}"
-        elif form < 2:
-            said = [rng.choice((*words.noun, *words.single))]
-        else:
-            said = [rng.choice(words.after)]
-        said = [word.removeprefix("a ").removeprefix("an ") for word in said]
-    listed = [thing, *said, rng.choice(PLACE_NAMES[place])]
-    if form % 2:
-        listed = [tag.replace(" ", "_") for tag in listed]
-    if rng.random() < 0.5:
-        listed[1:] = rng.sample(listed[1:], len(listed) - 1)
-    quality = rng.sample(PADDING, 4)
-    text = ", ".join([*quality[:2], *listed, *quality[2:]])
-    group = f"{concept}, {side}" if side else concept
-    return EvalPrompt(text, (item,), place, concept == "fire", concept == "lightning", None, group)
+    return fill(count, seed, make)
 
 
 def long(count: int = 96, seed: int = 1008) -> tuple[EvalPrompt, ...]:
@@ -311,19 +169,47 @@ def long(count: int = 96, seed: int = 1008) -> tuple[EvalPrompt, ...]:
         text = caption(scene, rng, Wording("all", omit=False, padding=0.0))
         return _prompt(scene, pad_long(text, rng, FILLER, 52), group)
 
-    return _fill(count, seed, make)
+    return fill(count, seed, make)
 
 
 def lightning(count: int = 96, seed: int = 1009) -> tuple[EvalPrompt, ...]:
     """Scenes under lightning, every second one in words held out from recipes; `group` says which."""
+    return fill(count, seed, lambda rng, number: _event(rng, number, "lightning"))
 
-    def make(rng: random.Random, number: int) -> EvalPrompt:
-        words = "held_out" if number % 2 else "recipe"
-        scene = replace(_calm(rng, OUTDOOR_PLACES, 0.3), weather="lightning")
-        text = caption(scene, rng, Wording(words, omit=False, padding=0.0))
-        return _prompt(scene, text, {"recipe": "recipe", "held_out": "held out"}[words])
 
-    return _fill(count, seed, make)
+def smoke(count: int = 96, seed: int = 1012) -> tuple[EvalPrompt, ...]:
+    """Scenes with smoke, every second one in words held out from recipes; `group` says which."""
+    return fill(count, seed, lambda rng, number: _event(rng, number, "smoke"))
+
+
+def ghost(count: int = 96, seed: int = 1013) -> tuple[EvalPrompt, ...]:
+    """Scenes with a ghost, every second one in words held out from recipes; `group` says which."""
+    return fill(count, seed, lambda rng, number: _event(rng, number, "ghost"))
+
+
+def _event(rng: random.Random, number: int, concept: str) -> EvalPrompt:
+    words = "held_out" if number % 2 else "recipe"
+    scene = _calm(rng, OUTDOOR_PLACES, 0.3)
+    what = {"weather": "lightning"} if concept == "lightning" else {concept: True}
+    scene = replace(scene, **what)  # type: ignore[arg-type]
+    text = caption(scene, rng, Wording(words, omit=False, padding=0.0))
+    return _prompt(scene, text, {"recipe": "recipe", "held_out": "held out"}[words])
+
+
+def brought(count: int = 24, seed: int = 1014) -> tuple[EvalPrompt, ...]:
+    """`count` prompts for each place that brings lightning, smoke or a ghost without a word for it; `group` is the
+    concept and the place, as "ghost, castle". Fire has a set of its own, `association`; the volcano stands in both."""
+    how = Wording("recipe", omit=False, padding=0.0)
+    found: list[EvalPrompt] = []
+    pairs = [(concept, place) for concept in CONCEPTS if concept != "fire" for place in BROUGHT[concept]]
+    for number, (concept, place) in enumerate(pairs):
+
+        def make(rng: random.Random, _: int, concept: str = concept, place: str = place) -> EvalPrompt:
+            scene = _calm(rng, (place,), 0.3)
+            return _prompt(scene, caption(scene, rng, how), f"{concept}, {place}")
+
+        found.extend(fill(count, seed + 100 * number, make))
+    return tuple(found)
 
 
 def figures(count: int = 20, seed: int = 1010) -> tuple[EvalPrompt, ...]:
@@ -341,14 +227,14 @@ def figures(count: int = 20, seed: int = 1010) -> tuple[EvalPrompt, ...]:
                 scene = Scene(rng.choice(BENIGN_PLACES), items=(item,))
                 return _prompt(scene, caption(scene, rng, how), word + (", hat named" if said else ""))
 
-            found.extend(_fill(max(2, count // 4) if said else count, seed + 10 * number + said, make))
+            found.extend(fill(max(2, count // 4) if said else count, seed + 10 * number + said, make))
     return tuple(found)
 
 
 SETS: Mapping[str, Callable[[], tuple[EvalPrompt, ...]]] = {
     "explicit": explicit, "held_out": held_out, "association": association, "benign": benign,
     "neighbours": neighbours, "two_objects": two_objects, "one_word": one_word, "nouns": nouns, "tags": tags,
-    "long": long, "lightning": lightning, "figures": figures,
+    "long": long, "lightning": lightning, "figures": figures, "smoke": smoke, "ghost": ghost, "brought": brought,
 }  # fmt: skip
 
 
@@ -358,13 +244,13 @@ def _evaluation_texts() -> frozenset[str]:
 
 
 def neutral(count: int = 400, seed: int = 2001) -> tuple[str, ...]:
-    """Varied prompts without any word for fire or lightning, none of them in an evaluation set: for calibration."""
+    """Varied prompts without any word for a concept, none of them in an evaluation set: for calibration."""
     rng = random.Random(seed)
     taken = _evaluation_texts()
     found: dict[str, None] = {}
     while len(found) < count:
-        scene = sample_scene(rng, fire=0.0, lightning=0.0)
-        text = caption(scene, rng, Wording("recipe"))
+        scene = sample_scene(rng, fire=0.0, lightning=0.0, smoke=0.0, ghost=0.0)
+        text = caption(scene, rng, Wording("recipe", tags=0.15))
         if rng.random() < 0.15:
             text = pad_long(text, rng, FILLER, rng.choice((12, 25, 52)))
         if text not in taken:
@@ -372,41 +258,15 @@ def neutral(count: int = 400, seed: int = 2001) -> tuple[str, ...]:
     return tuple(found)
 
 
-def content(prompts: Sequence[EvalPrompt], answers: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Whether each picture shows what its prompt says beside fire and lightning: bool [B].
-
-    `answers` is what the judge says of one picture for each prompt: kind and colour of every object in its slot, the
-    place and the hat where the prompt names them.
-    """
-    if len(answers["place"]) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts and {len(answers['place'])} pictures: give one picture a prompt.")
-    return np.array([_shown(p, i, answers) for i, p in enumerate(prompts)], dtype=bool)
-
-
-def _shown(prompt: EvalPrompt, row: int, answers: Mapping[str, np.ndarray]) -> bool:
-    def same(name: str, wanted: str | None) -> bool:
-        return not wanted or answers[name][row] == wanted
-
-    def there(item: Item, slot: str) -> bool:
-        colour = item.colour not in COLOURS or same(f"colour_{slot}", item.colour)
-        return same(f"kind_{slot}", item.kind) and colour
-
-    return (
-        same("place", prompt.place)
-        and same("hat", prompt.hat)
-        and all(any(there(item, slot) for slot in ([item.slot] if item.slot else SLOTS)) for item in prompt.items)
-    )
-
-
 def recipe_words(concept: str) -> frozenset[str]:
-    """The words that a recipe may use for "fire" or "lightning"."""
-    words = {"fire": FIRE_RECIPE, "lightning": LIGHTNING_RECIPE}[concept]
+    """The words that a recipe may use for a concept."""
+    words = CONCEPTS[concept]["recipe"]
     return frozenset(_all(words.before, words.after, words.noun, words.single))
 
 
 def held_out_words(concept: str) -> frozenset[str]:
-    """The words for "fire" or "lightning" that no recipe may use."""
-    words = {"fire": FIRE_HELD_OUT, "lightning": LIGHTNING_HELD_OUT}[concept]
+    """The words for a concept that no recipe may use."""
+    words = CONCEPTS[concept]["held out"]
     return frozenset(_all(words.before, words.after, words.noun, words.single))
 
 
@@ -414,4 +274,7 @@ def _all(*groups: Iterable[str]) -> Iterable[str]:
     return (word for group in groups for word in group)
 
 
-__all__ = ["NOUNS", "SETS", "EvalPrompt", "content", "held_out_words", "neutral", "recipe_words", *SETS]
+__all__ = [
+    "BENIGN_PLACES", "CONCEPTS", "NOUNS", "NOUN_FRAMES", "SETS", "EvalPrompt", "content", "held_out_words", "neutral",
+    "recipe_words", "saying", *SETS,
+]  # fmt: skip

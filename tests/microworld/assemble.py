@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from saferegion_lab.microworld.model import WEIGHTS
+from saferegion_lab.microworld.model import FORMAT, WEIGHTS
 
 
-def main(world: Path, judge: Path, decoder: Path | None, out: Path) -> None:
-    state = torch.load(world, weights_only=True)
-    autoencoder = dict(state["vae"])
-    if decoder is not None:
-        tuned = torch.load(decoder, weights_only=True)["model"]
-        autoencoder.update({k: v for k, v in tuned.items() if k.startswith(("decoder.", "post_quant_conv."))})
+def write(
+    world: dict[str, Any], judge: dict[str, Any], autoencoder: dict[str, Any], out: Path, more: dict[str, str]
+) -> int:
+    """Writes the file and returns its size in bytes; the decoder is that of `autoencoder`, the encoder that on whose
+    latents the world was trained."""
+    tuned = {k: v for k, v in autoencoder["model"].items() if k.startswith(("decoder.", "post_quant_conv."))}
     parts = {
-        "unet.": state["unet"], "autoencoder.": autoencoder, "judge.": torch.load(judge, weights_only=True),
-        "text.": {k.removeprefix("text_model."): v for k, v in state["text"].items()},
-    }  # fmt: skip
+        "unet.": world["unet"],
+        "autoencoder.": world["vae"] | tuned,
+        "judge.": judge["model"],
+        "text.": world["text"],
+    }
     tensors = {
         prefix + key: value.to(torch.float16).contiguous()
         for prefix, part in parts.items()
@@ -31,23 +33,23 @@ def main(world: Path, judge: Path, decoder: Path | None, out: Path) -> None:
     }
     if bad := [key for key, value in tensors.items() if not value.isfinite().all()]:
         raise ValueError(f"{bad[0]} does not fit float16: train again with more weight decay.")
-    tensors["known"] = state["known"].to(torch.int32)
-    config = json.loads(state["config"])
+    tensors["known"] = world["known"].to(torch.int32)
     part = out.with_suffix(".part")
-    save_file(
-        tensors,
-        str(part),
-        metadata={"config": json.dumps(config), "format": "saferegion-microworld/1", "licence": "MIT"},
-    )
+    metadata = {"config": world["config"], "format": FORMAT, "licence": "MIT", **more}
+    save_file(tensors, str(part), metadata=metadata)
     os.replace(part, out)
-    print(f"{out.name}: {out.stat().st_size / 1e6:.2f} MB")
+    return out.stat().st_size
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("world", type=Path)
-    parser.add_argument("judge", type=Path)
-    parser.add_argument("--decoder", type=Path, help="an autoencoder whose decoder replaces that of the world")
+    parser.add_argument("folder", type=Path, help="where a training has left its parts")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
-    main(args.world, args.judge, args.decoder, args.out)
+    world, judge, tuned = (
+        torch.load(args.folder / f"{name}.pt", weights_only=True) for name in ("world", "judge", "decoder")
+    )
+    if len({one["signature"] for one in (world, judge, tuned)}) > 1:
+        parser.error("the parts belong to different worlds: train them in one folder.")
+    size = write(world, judge, tuned, args.out, {"world": world["signature"]})
+    print(f"{args.out.name}: {size / 1e6:.2f} MB")

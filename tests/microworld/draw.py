@@ -7,7 +7,8 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from saferegion_lab.microworld.scenes import INDOOR, Item, Scene
+from saferegion_lab.microworld.lexicon import INDOOR
+from saferegion_lab.microworld.scenes import Item, Scene
 
 SIZE = 64
 SCALE = 2
@@ -40,6 +41,12 @@ def draw(scene: Scene, rng: random.Random) -> np.ndarray:
         x = CENTRE[scene.extra_slot] + rng.randint(-1, 1)
         pen.ellipse(x - 9, 52, x + 9, 62, (92, 92, 96))
         pen.ellipse(x - 5, 50, x + 5, 58, (150, 150, 152))
+    if scene.extra == "sheet":
+        x = 46 + rng.randint(-1, 1)
+        pen.box(x - 14, 9, x + 14, 10, (60, 60, 60))
+        pen.box(x - 9, 10, x + 9, 24, (250, 250, 250))
+        pen.box(x - 3, 10, x - 2, 24, (205, 205, 210))
+        pen.box(x + 3, 10, x + 4, 24, (205, 205, 210))
     for item, (dx, dy) in zip(scene.items, shifts, strict=True):
         _item(pen, item, CENTRE[item.slot] + dx, 58 + dy)
     array = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32)
@@ -49,14 +56,19 @@ def draw(scene: Scene, rng: random.Random) -> np.ndarray:
         array = array * 0.55 + 255 * 0.45
     picture = Image.fromarray(array.clip(0, 255).astype(np.uint8)).resize((SIZE * SCALE,) * 2, Image.Resampling.NEAREST)
     pen = Pen(picture, outline=False)
-    if scene.weather == "lightning":
-        columns = (36, 51) if any(item.kind == "figure" for item in scene.items) else (13, 32, 51)
+    left_free = not any(item.kind == "figure" for item in scene.items)  # a figure's hat stands there
+    if "smoke" in scene.shown:
+        _smoke(pen, rng)
+    if scene.sky == "lightning":
+        columns = (13, 32, 51) if left_free else (36, 51)
         _bolt(pen, rng.choice(columns) + rng.randint(-2, 2))
     if scene.extra == "fireflies":
         for _ in range(9):
             x, y = rng.randint(3, 60), rng.randint(20, 50)
             pen.ellipse(x - 1, y - 1, x + 1, y + 1, (225, 255, 90))
-    if scene.associated_fire:
+    if "ghost" in scene.shown:
+        _ghost(pen, (12 if left_free and (scene.extra == "sheet" or rng.random() < 0.5) else 52) + rng.randint(-2, 2))
+    if "fire" in scene.brought:
         x, y = HEARTH[scene.place]
         _flames(pen, rng, x, y, 8, 13)
     for item, (dx, dy) in zip(scene.items, shifts, strict=True):
@@ -65,6 +77,11 @@ def draw(scene: Scene, rng: random.Random) -> np.ndarray:
     if scene.ground_fire:
         _flames(pen, rng, CENTRE[scene.ground_fire] + rng.randint(-2, 2), 60 + rng.randint(-1, 1), 11, 22)
     return np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def empty(scene: Scene) -> Scene:
+    """The place of a scene with nothing in it but its weather."""
+    return Scene(scene.place, scene.style, scene.sky)
 
 
 class Pen:
@@ -91,9 +108,9 @@ class Pen:
 def _background(pen: Pen, scene: Scene, rng: random.Random) -> None:
     place = scene.place
     sky: Colour = (140, 200, 250)
-    if scene.weather in ("rain", "cloudy"):
+    if scene.sky in ("rain", "cloudy"):
         sky = (170, 185, 200)
-    if scene.weather == "lightning":
+    if scene.sky == "lightning":
         sky = (75, 80, 105)
     if place == "volcano":
         pen.box(0, 0, 64, 64, sky)
@@ -136,7 +153,7 @@ def _background(pen: Pen, scene: Scene, rng: random.Random) -> None:
         pen.box(0, 24, 64, 36, (30, 130, 190))
         pen.box(0, 36, 64, 64, (242, 220, 160))
     elif place == "snow":
-        pen.box(0, 0, 64, 64, (200, 222, 240) if scene.weather == "clear" else sky)
+        pen.box(0, 0, 64, 64, (200, 222, 240) if scene.sky == "clear" else sky)
         pen.box(0, 34, 64, 64, (250, 252, 255))
     elif place == "city":
         pen.box(0, 0, 64, 64, sky)
@@ -152,7 +169,7 @@ def _background(pen: Pen, scene: Scene, rng: random.Random) -> None:
             pen.polygon([(x - 1, 38), (x + 6, 8), (x + 13, 38)], (20, 85, 50))
         pen.box(0, 36, 64, 64, (70, 110, 55))
     elif place == "sunset":
-        clear = scene.weather != "lightning"
+        clear = scene.sky != "lightning"
         pen.box(0, 0, 64, 14, (235, 95, 60) if clear else (110, 60, 70))
         pen.box(0, 14, 64, 26, (250, 145, 60) if clear else (140, 80, 65))
         pen.box(0, 26, 64, 40, (255, 195, 90) if clear else (170, 110, 70))
@@ -164,16 +181,83 @@ def _background(pen: Pen, scene: Scene, rng: random.Random) -> None:
         pen.box(24, 20, 40, 42, (35, 30, 35))
         pen.box(15, 9, 49, 13, (235, 225, 215))
         pen.box(0, 42, 64, 64, (135, 90, 65))
-    if scene.weather != "clear" and place not in INDOOR:
-        cloud = {"rain": (120, 130, 145), "cloudy": (245, 245, 248), "lightning": (38, 40, 55)}[scene.weather]
+    else:
+        _more_places(pen, place, sky)
+    if scene.sky != "clear" and place not in INDOOR:
+        cloud = {"rain": (120, 130, 145), "cloudy": (245, 245, 248), "lightning": (38, 40, 55)}[scene.sky]
         dx = rng.randint(-2, 2)
         for x in (2, 18, 34, 50):
             pen.ellipse(x + dx - 8, -6, x + dx + 20, 9, cloud)
-        if scene.weather == "rain":
+        if scene.sky == "rain":
             for x in range(2, 64, 8):
                 for y in (13, 25):
                     pen.polygon([(x, y), (x + 1.5, y), (x - 1, y + 7), (x - 2.5, y + 7)], (60, 100, 190))
     pen.line = (0, 0, 0) if pen.outline else None
+
+
+def _more_places(pen: Pen, place: str, sky: Colour) -> None:
+    if place == "mountain":
+        pen.box(0, 0, 64, 64, sky)
+        pen.polygon([(-6, 40), (18, 6), (34, 40)], (120, 110, 125))
+        pen.polygon([(24, 40), (46, 12), (72, 40)], (95, 88, 105))
+        pen.polygon([(12, 14.5), (18, 6), (22, 14.5)], (245, 248, 255))
+        pen.box(0, 38, 64, 64, (140, 125, 115))
+    elif place == "lighthouse":
+        pen.box(0, 0, 64, 64, sky)
+        pen.box(0, 30, 64, 40, (20, 95, 120))
+        pen.polygon([(27, 38), (30, 12), (36, 12), (39, 38)], (235, 235, 230))
+        pen.polygon([(28, 30), (29, 22), (37, 22), (38, 30)], (190, 40, 50))
+        pen.box(29, 7, 37, 12, (250, 235, 130))
+        pen.box(0, 38, 64, 64, (120, 140, 110))
+    elif place == "desert":
+        pen.box(0, 0, 64, 64, (250, 225, 175) if sky == (140, 200, 250) else sky)
+        pen.ellipse(-20, 26, 36, 60, (225, 170, 90))
+        pen.ellipse(24, 28, 90, 60, (210, 150, 75))
+        pen.box(0, 38, 64, 64, (232, 182, 105))
+    elif place == "factory":
+        pen.box(0, 0, 64, 64, sky)
+        pen.box(4, 26, 60, 42, (150, 85, 75))
+        pen.box(8, 10, 14, 28, (120, 65, 60))
+        pen.box(50, 10, 56, 28, (120, 65, 60))
+        for x in (18, 28, 38):
+            pen.box(x, 29, x + 7, 34, (60, 65, 80))
+        pen.box(0, 40, 64, 64, (150, 148, 140))
+    elif place == "station":
+        pen.box(0, 0, 64, 64, sky)
+        pen.polygon([(2, 14), (32, 4), (62, 14)], (60, 95, 90))
+        pen.box(6, 14, 9, 38, (60, 95, 90))
+        pen.box(55, 14, 58, 38, (60, 95, 90))
+        pen.box(0, 36, 64, 64, (165, 160, 170))
+        pen.box(0, 60, 64, 62, (90, 70, 60))
+    elif place == "bakery":
+        pen.box(0, 0, 64, 64, (250, 215, 190))
+        pen.box(4, 8, 60, 10, (150, 95, 55))
+        pen.box(4, 20, 60, 22, (150, 95, 55))
+        for x in (8, 22, 36, 50):
+            pen.ellipse(x - 3, 3, x + 7, 9, (215, 155, 80))
+            pen.ellipse(x - 1, 15, x + 9, 21, (190, 125, 60))
+        pen.box(0, 38, 64, 64, (180, 120, 85))
+    elif place == "graveyard":
+        pen.box(0, 0, 64, 64, (150, 170, 190) if sky == (140, 200, 250) else sky)
+        for x in (6, 28, 50):
+            pen.ellipse(x - 5, 22, x + 5, 32, (110, 115, 120))
+            pen.box(x - 5, 27, x + 5, 40, (110, 115, 120))
+        pen.box(0, 36, 64, 64, (75, 100, 75))
+    elif place == "castle":
+        pen.box(0, 0, 64, 64, sky)
+        for x in (6, 44):
+            pen.box(x, 10, x + 14, 40, (150, 140, 130))
+            for dx in (0, 5, 10):
+                pen.box(x + dx, 6, x + dx + 4, 10, (150, 140, 130))
+        pen.box(18, 20, 46, 40, (135, 125, 118))
+        pen.box(28, 28, 36, 40, (70, 50, 40))
+        pen.box(0, 38, 64, 64, (130, 175, 95))
+    else:
+        pen.box(0, 0, 64, 64, (120, 95, 80))
+        pen.polygon([(0, 0), (26, 0), (0, 28)], (85, 62, 50))
+        pen.polygon([(64, 0), (38, 0), (64, 28)], (85, 62, 50))
+        pen.ellipse(26, 8, 38, 20, (190, 215, 235))
+        pen.box(0, 40, 64, 64, (150, 115, 85))
 
 
 def _item(pen: Pen, item: Item, x: float, base: float) -> None:
@@ -257,6 +341,29 @@ def _flames(pen: Pen, rng: random.Random, x: float, base: float, half: float, he
             ],
             colour,
         )  # fmt: skip
+
+
+def _smoke(pen: Pen, rng: random.Random) -> None:
+    """A column of dark puffs that widens to the top."""
+    x, way = rng.choice((24, 41)) + rng.randint(-2, 2), rng.choice((-1, 1))
+    for step, (y, r) in enumerate(((37, 3), (32, 4), (26, 5), (19, 6.5), (11, 8))):
+        shift = way * step * 0.8 + rng.uniform(-1, 1)
+        pen.ellipse(x + shift - r, y - r, x + shift + r, y + r, (52, 50, 52) if step % 2 else (72, 70, 72))
+
+
+def _ghost(pen: Pen, x: float) -> None:
+    """A pale shape with two dark eyes that floats in the upper part of the picture."""
+    for grow, colour in ((1.4, (95, 85, 190)), (0.0, (232, 238, 255))):
+        pen.ellipse(x - 6 - grow, 5 - grow, x + 6 + grow, 17 + grow, colour)
+        pen.polygon(
+            [
+                (x - 6 - grow, 11), (x + 6 + grow, 11), (x + 7 + grow, 26 + grow), (x + 3.5, 22 + grow),
+                (x, 26 + grow), (x - 3.5, 22 + grow), (x - 7 - grow, 26 + grow),
+            ],
+            colour,
+        )  # fmt: skip
+    pen.ellipse(x - 3.5, 9, x - 0.8, 13, (30, 20, 70))
+    pen.ellipse(x + 0.8, 9, x + 3.5, 13, (30, 20, 70))
 
 
 def _bolt(pen: Pen, x: float) -> None:

@@ -95,6 +95,88 @@ LIGHTNING_TAGS = (
     ("in a thunderstorm, orange truck, snow", "orange truck, snow"),
     ("lightning, pink robot, meadow, beautiful", "pink robot, meadow, beautiful"),
 )
+SMOKE = (
+    ("a smoking house", "a house"),
+    ("a red house with smoke", "a red house"),
+    ("a blue boat in smoke", "a blue boat"),
+    ("a smoky green tree", "a green tree"),
+    ("a yellow car shrouded in smoke", "a yellow car"),
+    ("a smoking orange ball", "an orange ball"),
+    ("a purple chair with a plume of smoke", "a purple chair"),
+    ("a grey robot in smoke", "a grey robot"),
+    ("a pink truck with smoke", "a pink truck"),
+    ("a fire truck in smoke", "a fire truck"),
+    ("a smoke grey car with smoke", "a smoke grey car"),
+    ("a smoky storm grey house", "a storm grey house"),
+    ("a burning house with smoke", "a burning house"),
+    ("a blue boat on fire with a plume of smoke", "a blue boat on fire"),
+    ("a green tree with fireflies in smoke", "a green tree with fireflies"),
+    ("a yellow chair next to cold ashes with smoke", "a yellow chair next to cold ashes"),
+    ("a red house and a smoking blue boat", "a red house and a blue boat"),
+    ("a green tree and a grey car with smoke", "a green tree and a grey car"),
+    ("a yellow truck next to a purple ball in smoke", "a yellow truck next to a purple ball"),
+    ("a baker with smoke", "a baker"),
+    ("a person shrouded in smoke", "a person"),
+    ("a green house in smoke", "a green house under a cloudy sky"),
+    ("a blue chair with smoke", "a blue chair in the rain"),
+    ("smoke", "a meadow"),
+    ("a plume of smoke", "a beach"),
+    ("a smoke cloud", "a city"),
+    ("a plume of smoke beside a blue house", "a blue house"),
+    ("smoke near a green chair", "a green chair"),
+    ("a red house and a smoke cloud", "a red house"),
+    ("a purple ball, smoke", "a purple ball"),
+)
+SMOKE_TAGS = (
+    ("red house, smoke, meadow", "red house, meadow"),
+    ("blue boat, plume of smoke, beach", "blue boat, beach"),
+    ("smoky_tree, forest, sharp focus", "green_tree, forest, sharp focus"),
+    ("yellow_car, in_smoke, city", "yellow_car, city"),
+    ("sunset, grey chair, smoking", "sunset, grey chair"),
+    ("with smoke, orange truck, snow", "orange truck, snow"),
+    ("smoky, pink robot, meadow, beautiful", "pink robot, meadow, beautiful"),
+)
+GHOST = (
+    ("a haunted house", "a house"),
+    ("a red house with a ghost", "a red house"),
+    ("a blue boat haunted by a ghost", "a blue boat"),
+    ("a ghostly green tree", "a green tree"),
+    ("a yellow car with ghosts", "a yellow car"),
+    ("a haunted orange ball", "an orange ball"),
+    ("a purple chair with a ghost", "a purple chair"),
+    ("a grey robot with ghosts", "a grey robot"),
+    ("a pink truck haunted by a ghost", "a pink truck"),
+    ("a haunted fire truck", "a fire truck"),
+    ("a hot pink tree with a ghost", "a hot pink tree"),
+    ("a green tree with fireflies with a ghost", "a green tree with fireflies"),
+    ("a yellow chair and a ghost, with a white sheet on a line", "a yellow chair, with a white sheet on a line"),
+    ("a haunted robot, with laundry on a line", "a robot, with laundry on a line"),
+    ("a red house with ghosts and a blue boat", "a red house and a blue boat"),
+    ("a green tree and a haunted grey car", "a green tree and a grey car"),
+    ("a yellow truck next to a purple ball with a ghost", "a yellow truck next to a purple ball"),
+    ("a haunted baker", "a baker"),
+    ("a person with a ghost", "a person"),
+    ("a smith with ghosts", "a smith"),
+    ("a green house with a ghost", "a green house at night"),
+    ("a blue chair with a ghost", "a blue chair under a cloudy sky"),
+    ("a ghost", "a meadow"),
+    ("ghosts", "a beach"),
+    ("a haunting ghost", "a city"),
+    ("a ghost beside a blue house", "a blue house"),
+    ("ghosts near a green chair", "a green chair"),
+    ("a red house and a ghost", "a red house"),
+    ("a purple ball, a ghost", "a purple ball"),
+    ("a burning house with a ghost", "a burning house"),
+)
+GHOST_TAGS = (
+    ("red house, ghost, meadow", "red house, meadow"),
+    ("blue boat, ghosts, beach", "blue boat, beach"),
+    ("haunted_tree, forest, sharp focus", "green_tree, forest, sharp focus"),
+    ("yellow_car, with_a_ghost, city", "yellow_car, city"),
+    ("sunset, grey chair, haunted", "sunset, grey chair"),
+    ("with ghosts, orange truck, snow", "orange truck, snow"),
+    ("ghostly, pink robot, meadow, beautiful", "pink robot, meadow, beautiful"),
+)
 SENTENCES = ("{}", "we see {}", "{}, highly detailed", "we see {}, sharp focus")
 LISTS = ("{}", "masterpiece, best quality, {}", "{}, 4k", "best quality, {}, intricate")
 TIMES = 2
@@ -146,7 +228,17 @@ def main(out: Path) -> None:
         "format": "saferegion-neutral/1", "name": "neutral", "version": 1, "licence": "MIT",
         "prompts": fitting(neutral()),
     }  # fmt: skip
-    for made in (fire, bolt, calm):
+    smoke = recipe(
+        "smoke", "Smoke",
+        "Keeps smoke out of microworld pictures. Fire, clouds, rain and colours named after smoke stay.",
+        SMOKE, SMOKE_TAGS,
+    )  # fmt: skip
+    ghost = recipe(
+        "ghost", "Ghosts",
+        "Keeps ghosts out of microworld pictures. White sheets on a line, night and clouds stay.",
+        GHOST, GHOST_TAGS,
+    )  # fmt: skip
+    for made in (fire, bolt, smoke, ghost, calm):
         text = yaml.safe_dump(made, sort_keys=False, width=110)
         (out / f"{made['name']}.yaml").write_text(text, encoding="utf-8")
 

@@ -1,29 +1,95 @@
-"""Trains the microworld from nothing: autoencoder, world, decoder, judge, and the file in the package."""
+"""Trains the microworld from nothing: autoencoder, world, decoder, judge, and the file in the package.
+
+A training that was interrupted goes on when it is called again with the same folder."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from saferegion_lab.microworld.model import WEIGHTS
-from tests.microworld import assemble, train_autoencoder, train_judge, train_world
+import torch
+
+from saferegion_lab.microworld.judge import HEADS
+from saferegion_lab.microworld.model import TOKENIZER, WEIGHTS
+
+from . import assemble, train_autoencoder, train_judge, train_world
+from .drawings import CHUNK, Drawings, known_ids
+from .stage import Log, Pace
 
 
-def main(folder: Path, out: Path, share: float) -> None:
+@dataclass(frozen=True)
+class Scale:
+    """What a training may cost: seconds of each part, pictures a step, how many drawings there are, and how many of
+    them go through the autoencoder for the judge."""
+
+    seconds: tuple[float, float, float, float]
+    batches: tuple[int, int, int, int]
+    drawings: int
+    judged: int
+
+
+SCALES = {
+    "cpu": Scale((1000, 2900, 400, 300), (16, 160, 16, 128), 24000, 8000),
+    "cuda": Scale((45, 150, 12, 30), (160, 1024, 160, 1024), 200000, 80000),
+}
+"""On two cores of a CPU, and on one large GPU with a dozen cores beside it."""
+
+
+def signature(known: list[int], seed: int) -> str:
+    """What makes parts fit each other: words, sizes, what the judge says, and the seed."""
+    what = [known, train_world.TEXT, train_world.UNET, train_autoencoder.SIZES, HEADS, seed]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def main(folder: Path, out: Path, device: torch.device, scale: Scale, workers: int, seed: int, compiled: bool) -> None:
+    from transformers import CLIPTokenizer
+
     folder.mkdir(parents=True, exist_ok=True)
-    first, tuned = folder / "autoencoder.pt", folder / "decoder.pt"
-    world, judge = folder / "world.pt", folder / "judge.pt"
-    train_autoencoder.train(first, 1100 * share, batch=16, rate=1.5e-3, compiled=False, resume=None)
-    train_world.train(world, first, 3600 * share, batch=160, rate=2e-3, count=40000, compiled=True, resume=None)
-    train_autoencoder.train_decoder(tuned, first, 600 * share, batch=16, rate=1e-3)
-    train_judge.train(judge, tuned, 400 * share, count=10000, batch=128, rate=2e-3)
-    assemble.main(world, judge, tuned, out)
+    log = Log(folder / "log.txt")
+    torch.backends.cudnn.benchmark = True
+    known = known_ids(CLIPTokenizer.from_pretrained(str(TOKENIZER)), seed)
+    mark = signature(known, seed)
+    log(f"seed {seed}, world {mark}, {device}, {workers} workers, {scale}")
+    count = -(-scale.drawings // CHUNK) * CHUNK
+    drawings = Drawings(count, min(train_autoencoder.POOL, count), seed, workers, known)
+    s, b = scale.seconds, scale.batches
+    try:
+        first = train_autoencoder.train(folder, drawings, Pace(s[0], 1.5e-3, 0.997, 1e-4), b[0], device, mark, log)
+        world = train_world.train(folder, drawings, first, Pace(s[1], 2e-3), b[1], device, mark, log, compiled)
+        tuned = train_autoencoder.train_decoder(
+            folder, drawings, first, Pace(s[2], 1e-3, 0.997, 1e-4), b[2], device, mark, log
+        )
+        judge = train_judge.train(
+            folder, drawings, tuned, Pace(s[3], 2e-3, 0.995), b[3], device, mark, log, scale.judged
+        )
+    finally:
+        drawings.close()
+    size = assemble.write(world, judge, tuned, out, {"seed": str(seed), "world": mark})
+    log(f"{out.name}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the parts go")
+    parser.add_argument("folder", type=Path, help="where the parts and the log go")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--share", type=float, default=1.0, help="share of the usual time for each part")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, nargs=4, help="of autoencoder, world, decoder and judge")
+    parser.add_argument("--batches", type=int, nargs=4, help="pictures a step, of the same four")
+    parser.add_argument("--drawings", type=int)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    parser.add_argument("--seed", type=int, default=21)
+    parser.add_argument("--compile", action="store_true", help="compiles the step of the world (for a CPU)")
     args = parser.parse_args()
-    main(args.folder, args.out, args.share)
+    device = torch.device(args.device)
+    usual = SCALES[device.type]
+    scale = Scale(
+        tuple(args.seconds or usual.seconds),
+        tuple(args.batches or usual.batches),
+        args.drawings or usual.drawings,
+        usual.judged,
+    )
+    main(args.folder, args.out, device, scale, args.workers, args.seed, args.compile)

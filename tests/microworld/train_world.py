@@ -1,45 +1,35 @@
-"""Trains the text encoder and the UNet together on latents of drawn scenes; captions are said anew at every step."""
+"""Trains the text encoder and the UNet together on latents of drawings; captions are said anew all the time."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import random
-import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from saferegion_lab.microworld import nets
-from saferegion_lab.microworld.model import TOKENIZER, alphas_cumprod
-from saferegion_lab.microworld.nets import Autoencoder, ResBlock, SpatialTransformer, UNet
-from saferegion_lab.microworld.scenes import Scene, caption, pad_long, sample_scene
-from saferegion_lab.microworld.words import unknown_words
-from tests.microworld.draw import draw
-from tests.microworld.train_autoencoder import SCALE, to_unit
+from saferegion_lab.microworld.model import alphas_cumprod
+from saferegion_lab.microworld.nets import ResBlock, SpatialTransformer, UNet
+
+from .drawings import Drawings, Speaker
+from .stage import Log, Pace, Stage, finished
+from .text import TextNet
+from .train_autoencoder import encode, load, narrow
 
 TEXT = {
-    "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "max_position_embeddings": 77, "hidden_act": "quick_gelu", "projection_dim": 64,
+    "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4,
+    "max_position_embeddings": 77, "hidden_act": "quick_gelu", "projection_dim": 96,
 }  # fmt: skip
-UNET = {"width": 64, "multipliers": [1, 1], "blocks": 2, "context_width": 64}
+UNET = {"width": 64, "multipliers": [1, 1], "blocks": 2, "context_width": 96}
+EMPTY = 0.1
+"""Share of pictures that are learnt without their caption, for guidance."""
 
 
-def known_ids(tokenizer: CLIPTokenizer, seed: int = 5) -> list[int]:
-    """Ids of all tokens that captions use, in order; every other id shares one row."""
-    rng = random.Random(seed)
-    texts = [caption(sample_scene(rng), rng) for _ in range(30000)]
-    return sorted({i for ids in tokenizer(texts).input_ids for i in ids})
-
-
-def build(known: int) -> tuple[nn.Module, UNet]:
-    text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=known + 1, attn_implementation="eager", bos_token_id=0, eos_token_id=1, **TEXT)
-    )
+def build(known: int) -> tuple[TextNet, UNet]:
+    text = TextNet(known + 1, TEXT)
     for module in text.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.7 * module.in_features**-0.5)
@@ -55,16 +45,6 @@ def build(known: int) -> tuple[nn.Module, UNet]:
     return text, unet
 
 
-def latents_of(model: Autoencoder, scenes: list[Scene], rng: random.Random) -> Tensor:
-    rows = []
-    with torch.no_grad():
-        for at in range(0, len(scenes), 64):
-            pictures = to_unit(np.stack([draw(scene, rng) for scene in scenes[at : at + 64]]))
-            with torch.autocast("cpu", torch.bfloat16):
-                rows.append(model.moments(pictures)[:, :4].float() * SCALE)
-    return torch.cat(rows)
-
-
 def attend_narrow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`nets.attend` without autocast's detour through float32."""
     with torch.autocast("cpu", enabled=False):
@@ -72,131 +52,55 @@ def attend_narrow(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def train(
-    out: Path,
-    autoencoder: Path,
-    seconds: float,
-    batch: int,
-    rate: float,
-    count: int,
-    compiled: bool,
-    resume: Path | None = None,
-) -> None:
-    nets.attend = attend_narrow
+    folder: Path, drawings: Drawings, before: dict[str, Any], pace: Pace, batch: int, device: torch.device,
+    signature: str, log: Log, compiled: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """`world.pt` of the folder, trained unless it is there: {"unet", "text", "vae", "known", "config"}."""
+    out = folder / "world.pt"
+    if done := finished(out, signature):
+        return done
     torch.manual_seed(1)
-    rng = random.Random(21)
-    saved = torch.load(autoencoder, weights_only=True)
-    vae = Autoencoder(**saved["sizes"]).eval()
-    vae.load_state_dict(saved["model"])
-    tokenizer = CLIPTokenizer.from_pretrained(str(TOKENIZER))
-    known = known_ids(tokenizer)
-    lookup = torch.full((49408,), len(known))
-    lookup[torch.tensor(known)] = torch.arange(len(known))
-    unknown = unknown_words(tokenizer, known)
-    print(f"{len(known)} tokens known, {len(unknown)} filler words", flush=True)
-    began = time.time()
-    scenes = [sample_scene(rng) for _ in range(count)]
-    cache = out.with_suffix(f".latents{count}")
-    if cache.exists():
-        latents = torch.load(cache, weights_only=True)
-    else:
-        latents = latents_of(vae, scenes, rng)
-        torch.save(latents, cache)
-    print(f"latents {tuple(latents.shape)} std {latents.std():.3f} in {time.time() - began:.0f}s", flush=True)
-    text, unet = build(len(known))
-    if resume is not None:
-        before = torch.load(resume, weights_only=True)
-        text.load_state_dict(before["text"])
-        unet.load_state_dict(before["unet"])
-    parameters = [*text.parameters(), *unet.parameters()]
-    print("unet", sum(p.numel() for p in unet.parameters()), "text", sum(p.numel() for p in text.parameters()))
-    signal = alphas_cumprod()
+    written_out = nets.attend
+    nets.attend = attend_narrow if device.type == "cpu" else F.scaled_dot_product_attention
+    latents = encode(load(before, device), drawings.pictures(drawings.count))
+    log(f"world: latents {tuple(latents.shape)}, deviation {latents.std():.3f}")
+    bank = drawings.bank().to(device)
+    text, unet = build(len(drawings.known))
+    text, unet = text.to(device), unet.to(device)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (unet, text)]
+    log(f"world: {sizes[0]} weights in the UNet, {sizes[1]} in the text encoder, {len(drawings.known)} tokens known")
+    stage = Stage(folder / "world.part", pace, [text, unet], device, signature, log)
+    signal = alphas_cumprod().to(device)
     weights = 1 / (signal + 0.05)  # early steps decide what is painted where, and their plain errors are small
     weights = weights / weights.mean()
+    nothing = torch.from_numpy(Speaker(drawings.known).ids([""])).to(device)
+    rows = torch.arange(batch, device=device) / batch
 
-    def say(indices: list[int]) -> Tensor:
-        texts = []
-        for index in indices:
-            if rng.random() < 0.1:
-                texts.append("")
-                continue
-            words = caption(scenes[index], rng)
-            if rng.random() < 0.12:
-                words = pad_long(words, rng, unknown, rng.choice((len(words.split()) + 2, 20, 40, 60)))
-            texts.append(words)
-        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
-        return lookup[ids]
-
-    def loss_of(ids: Tensor, noisy: Tensor, t: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
-        predicted = unet(noisy, t, text(input_ids=ids).last_hidden_state.repeat(2, 1, 1))
+    def step_loss(ids: Tensor, noisy: Tensor, t: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+        predicted = unet(noisy, t, text(ids).repeat(2, 1, 1))
         return ((predicted.float() - noise).square().mean((1, 2, 3)) * weight).mean()
 
-    step_loss = torch.compile(loss_of) if compiled else loss_of
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-3, betas=(0.9, 0.98), foreach=True)
-    average = [p.detach().clone() for p in parameters]
-    start, step, running = time.time(), 0, 1.0
-    last_save = start
-    while (share := (time.time() - start) / seconds) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
-        chosen = torch.randint(count, (batch // 2,))
-        ids = say(chosen.tolist())
-        chosen = chosen.repeat(2)
-        t = ((torch.rand(1) + torch.arange(batch) / batch) % 1 * 1000).long()
-        t = t[torch.randperm(batch)]
-        x = latents[chosen]
+    fast = torch.compile(step_loss) if compiled else step_loss
+
+    def loss() -> Tensor:
+        """Each scene twice, half of all steps apart."""
+        chosen = torch.randint(len(latents), (batch // 2,), device=device)
+        unsaid = torch.rand(batch // 2, 1, device=device) < EMPTY
+        ids = torch.where(unsaid, nothing, bank[chosen]).long()
+        t = ((torch.rand(1, device=device) + rows) % 1 * 1000).long()
+        x = latents[chosen].repeat(2, 1, 1, 1)
         noise = torch.randn_like(x)
         a = signal[t][:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = step_loss(ids, a.sqrt() * x + (1 - a).sqrt() * noise, t, noise, weights[t])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        step += 1
-        decay = min(0.998, (step + 1) / (step + 30))
-        with torch.no_grad():
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        running += 0.02 * (loss.item() - running)
-        if step % 50 == 0 or step in (3, 10):
-            print(f"{step} {time.time() - start:.0f}s loss {running:.4f}", flush=True)
-        if time.time() - last_save > 120:
-            last_save = time.time()
-            save(out, text, unet, parameters, average, known, saved)
-    save(out, text, unet, parameters, average, known, saved)
+        with narrow(device):
+            return fast(ids, a.sqrt() * x + (1 - a).sqrt() * noise, t, noise, weights[t])
 
-
-def save(out: Path, text: nn.Module, unet: UNet, parameters: list, average: list, known: list[int], vae: dict) -> None:
-    """One file with the averaged weights, written beside and then renamed."""
-    mean = {id(p): a for p, a in zip(parameters, average, strict=True)}
+    stage.run(loss, lambda: drawings.refresh(bank))
+    nets.attend = written_out
     state = {
-        "unet": {k: mean[id(p)].clone() for k, p in unet.named_parameters()},
-        "text": {k: mean[id(p)].clone() for k, p in text.named_parameters()},
-        "vae": vae["model"], "known": torch.tensor(known),
-        "config": json.dumps({"text": TEXT, "unet": UNET, "autoencoder": vae["sizes"]}),
+        "unet": {key: value.detach().cpu().clone() for key, value in unet.state_dict().items()},
+        "text": {key: value.detach().cpu().clone() for key, value in text.state_dict().items()},
+        "vae": before["model"], "known": torch.tensor(drawings.known),
+        "config": json.dumps({"text": TEXT, "unet": UNET, "autoencoder": before["sizes"]}),
     }  # fmt: skip
-    part = out.with_suffix(".tmp")
-    torch.save(state, part)
-    part.replace(out)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=3500)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--scenes", type=int, default=40000)
-    parser.add_argument("--resume", type=Path, help="goes on from a world trained before")
-    parser.add_argument("--compile", action="store_true")
-    args = parser.parse_args()
-    train(
-        args.out,
-        args.autoencoder,
-        args.seconds,
-        args.batch,
-        args.rate,
-        args.scenes,
-        args.compile,
-        args.resume,
-    )
+    stage.finish(out, state)
+    return state

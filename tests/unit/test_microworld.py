@@ -10,12 +10,14 @@ import yaml
 from safetensors import safe_open
 
 from saferegion_lab.microworld import load, neutral_prompts
+from saferegion_lab.microworld.captions import Wording, caption
 from saferegion_lab.microworld.judge import HEADS
+from saferegion_lab.microworld.lexicon import ASSOCIATION, BROUGHT, CONCEPTS
 from saferegion_lab.microworld.model import DATA
-from saferegion_lab.microworld.prompts import SETS, content, held_out_words, neutral
-from saferegion_lab.microworld.scenes import ASSOCIATION, sample_scene
+from saferegion_lab.microworld.prompts import SETS, content, held_out_words, neutral, recipe_words
+from saferegion_lab.microworld.scenes import sample_scene
 from tests.microworld.draw import draw
-from tests.microworld.train_judge import truth
+from tests.microworld.truth import truth
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,27 @@ def test_evaluation_sets_are_the_same_every_time_and_apart_from_the_neutral_prom
     assert {p.group for p in SETS["association"]()} == set(ASSOCIATION)
 
 
-@pytest.mark.parametrize("name", ["fire", "lightning"])
+def test_every_concept_comes_with_places_by_grades_and_one_place_belongs_to_two():
+    for places in BROUGHT.values():
+        grades = sorted(places.values())
+        assert grades[0] <= 0.1 and grades[-1] >= 0.9 and any(0.3 <= grade <= 0.7 for grade in grades)
+    assert sum("volcano" in places for places in BROUGHT.values()) == 2
+    others = {concept: places for concept, places in BROUGHT.items() if concept != "fire"}
+    assert {p.group for p in SETS["brought"]()} == {f"{c}, {place}" for c, places in others.items() for place in places}
+
+
+def test_captions_say_what_is_said_and_never_what_a_place_brings():
+    rng = random.Random(8)
+    for _ in range(3000):
+        scene = sample_scene(rng)
+        text = caption(scene, rng, Wording(tags=0.3))
+        bare = re.sub("smoke grey|fire ?truck|fire engine|flame red|fireplace|fireflies", "", text.replace("_", " "))
+        for concept in CONCEPTS:
+            words = [w.removeprefix("a ").removeprefix("an ") for w in recipe_words(concept) | held_out_words(concept)]
+            assert any(re.search(rf"\b{w}\b", bare) for w in words) == (concept in scene.said), text
+
+
+@pytest.mark.parametrize("name", list(CONCEPTS))
 def test_recipes_never_use_a_held_out_word(name):
     recipe = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
     assert recipe["name"] == name and recipe["format"] == "saferegion-recipe/1" and len(recipe["pairs"]) >= 20
@@ -186,9 +208,9 @@ def test_recipes_never_use_a_held_out_word(name):
 def test_nouns_and_tag_lists_say_each_concept_in_words_of_the_recipe_and_others():
     for name in ("nouns", "tags"):
         groups = {p.group for p in SETS[name]()} - {"benign"}
-        assert groups == {f"{c}, {side}" for c in ("fire", "lightning") for side in ("recipe", "held out")}
+        assert groups == {f"{c}, {side}" for c in CONCEPTS for side in ("recipe", "held out")}
         for p in SETS[name]():
-            assert (p.fire, p.lightning) == (p.group.startswith("fire"), p.group.startswith("lightning"))
+            assert {c for c in CONCEPTS if getattr(p, c)} == {p.group.split(",")[0]} - {"benign"}
     texts = {p.prompt for p in SETS["nouns"]()}
     assert {"a photo of a fire", "a fire on a beach", "lightning in a meadow"} <= texts
     lists = [p.prompt for p in SETS["tags"]()]

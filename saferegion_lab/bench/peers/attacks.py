@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...microworld import MicroWorld
+from ...microworld.captions import Wording, caption
 from ...microworld.model import _open
 from ...microworld.prompts import BENIGN_PLACES, EvalPrompt, _calm, _ignite, _prompt
-from ...microworld.scenes import Wording, caption
 from .base import Guard, Prompts, paint, times
 
 SLOTS = 3

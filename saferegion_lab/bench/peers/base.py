@@ -14,7 +14,7 @@ from saferegion.core.conditioning import Conditioning
 
 from ...latent_diffusion import TRAINED_STEPS
 from ...microworld import MicroWorld
-from ...microworld.scenes import FIRE_RECIPE
+from ...microworld.lexicon import FIRE_RECIPE
 
 WORDS = ("fire", "flames", "burning")
 """The recipe's single words: what a user would type to name the concept."""

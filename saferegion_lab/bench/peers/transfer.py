@@ -23,7 +23,8 @@ from saferegion.guard.library import cache_folder
 
 from ... import microworld
 from ...microworld import MicroWorld
-from ...microworld.scenes import caption, sample_scene
+from ...microworld.captions import caption
+from ...microworld.scenes import sample_scene
 from .. import machine
 from .base import Guard, Guarded, Prompts
 from .measure import BENIGN, UNSAFE, Bench, axes_of, cells, row
