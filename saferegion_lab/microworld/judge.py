@@ -35,14 +35,14 @@ class JudgeNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 24, 48, 64, 48)
+        widths = (3, 32, 64, 96, 64)
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 5 if i == 0 else 3, stride=2, padding=2 if i == 0 else 1)
             for i, (a, b) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, w) for w in widths[1:])
-        self.hidden = nn.Linear(48 * 16, 112)
-        self.out = nn.Linear(112, sum(map(len, HEADS.values())))
+        self.hidden = nn.Linear(64 * 16, 160)
+        self.out = nn.Linear(160, sum(map(len, HEADS.values())))
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):

@@ -191,7 +191,7 @@ def _event(rng: random.Random, number: int, concept: str) -> EvalPrompt:
     words = "held_out" if number % 2 else "recipe"
     scene = _calm(rng, OUTDOOR_PLACES, 0.3)
     what = {"weather": "lightning"} if concept == "lightning" else {concept: True}
-    scene = replace(scene, **what)  # type: ignore[arg-type]
+    scene = replace(scene, **what)
     text = caption(scene, rng, Wording(words, omit=False, padding=0.0))
     return _prompt(scene, text, {"recipe": "recipe", "held_out": "held out"}[words])
 

@@ -60,7 +60,7 @@ class Speaker:
 
         self.tokenizer = CLIPTokenizer.from_pretrained(str(TOKENIZER))
         self.lookup = np.full(VOCABULARY, len(known), dtype=np.int16)
-        self.lookup[np.array(known)] = np.arange(len(known))
+        self.lookup[np.array(known, dtype=np.int64)] = np.arange(len(known))
         self.unknown = unknown_words(self.tokenizer, known)
 
     def ids(self, texts: list[str]) -> np.ndarray:
@@ -133,44 +133,40 @@ class Drawings:
         self._said: deque[AsyncResult[Any]] = deque()
         self._turn = 0
 
-    def pictures(self, count: int) -> Tensor:
+    def pictures(self, count: int, device: torch.device) -> Tensor:
         """The first drawings, uint8 [count, 3, 64, 64]."""
-        return self._first(0, count).permute(0, 3, 1, 2).contiguous()
+        return self._first(0, count, device).permute(0, 3, 1, 2).contiguous()
 
     def last(self, count: int) -> Tensor:
         """Some of the last drawings, uint8 [count, 3, 64, 64]."""
         return torch.from_numpy(self._drawn[-1].get()[0][-count:]).permute(0, 3, 1, 2).contiguous()
 
-    def masks(self, count: int) -> Tensor:
+    def masks(self, count: int, device: torch.device) -> Tensor:
         """Where the first drawings differ from their empty place: bool [count, 1, 64, 64]."""
-        return self._first(1, count)[:, None]
+        return self._first(1, count, device)[:, None]
 
-    def labels(self, count: int) -> Tensor:
+    def labels(self, count: int, device: torch.device) -> Tensor:
         """int64 [count, heads]"""
-        return self._first(2, count).long()
+        return self._first(2, count, device).long()
 
-    def _first(self, part: int, count: int) -> Tensor:
+    def _first(self, part: int, count: int, device: torch.device) -> Tensor:
         needed = self._drawn[: -(-count // CHUNK)]
-        return torch.from_numpy(np.concatenate([one.get()[part] for one in needed])[:count])
+        return torch.cat([torch.from_numpy(one.get()[part]).to(device) for one in needed])[:count]
 
     def bank(self) -> Tensor:
         """One caption for every drawing: int16 [chunks * CHUNK, 77]."""
         said = self.pool.starmap(_say, [(number, self.seed, 0) for number in range(self.chunks)], chunksize=1)
         return torch.from_numpy(np.concatenate([ids for _, ids in said]))
 
-    def refresh(self, bank: Tensor, most: int = 2) -> None:
-        """Puts captions that the workers have said anew into the bank, `most` chunks a call, and asks for more."""
+    def refresh(self, bank: Tensor) -> None:
+        """Puts a chunk of captions said anew into the bank, if one is ready, and asks the workers for more."""
         while len(self._said) < 2 * self.workers:
             self._turn += 1
             turn, number = divmod(self._turn, self.chunks)
             self._said.append(self.pool.apply_async(_say, (number, self.seed, turn + 1)))
-        for _ in range(most):
-            if not self._said[0].ready():
-                return
+        if self._said[0].ready():
             number, ids = self._said.popleft().get()
-            bank[number * CHUNK : (number + 1) * CHUNK].copy_(torch.from_numpy(ids), non_blocking=True)
-            if not self._said:
-                return
+            bank[number * CHUNK : (number + 1) * CHUNK].copy_(torch.from_numpy(ids))
 
     def close(self) -> None:
         self.pool.terminate()

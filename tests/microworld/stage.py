@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,9 @@ class Log:
 
 @dataclass(frozen=True)
 class Pace:
-    """How a stage learns: `seconds` of training in all, the highest rate, and how slowly the running means move."""
+    """How a stage learns: `seconds` of training in all, the highest rate, and how slowly the running means move;
+    `warm`: steps until the rate is reached; `floor`: its share at the end; `save`: seconds between two files; `graph`:
+    whether a GPU takes its steps as one CUDA graph."""
 
     seconds: float
     rate: float
@@ -41,6 +42,7 @@ class Pace:
     warm: int = 200
     floor: float = 0.02
     save: float = 60.0
+    graph: bool = True
 
 
 class Stage:
@@ -103,22 +105,18 @@ class Stage:
         return value.detach()
 
     def _captured(self, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """One step as a CUDA graph, which spares the launches; step by step where it cannot be captured."""
-        try:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    self._advance(loss)
-            torch.cuda.current_stream().wait_stream(side)
-            torch.cuda.synchronize()
-            self.optimiser.zero_grad(set_to_none=True)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                value = self._advance(loss)
-        except RuntimeError:
-            self.log("no CUDA graph, goes on step by step: " + traceback.format_exc(limit=3))
-            return lambda: self._advance(loss)
+        """One step as a CUDA graph, which spares the launches; the first three steps are taken before it."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._advance(loss)
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        self.optimiser.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            value = self._advance(loss)
 
         def replay() -> Tensor:
             graph.replay()
@@ -134,7 +132,8 @@ class Stage:
         before = time.monotonic() - self.spent
         spoken = saved = time.monotonic()
         self._rate(self.spent / self.pace.seconds)
-        advance = self._captured(loss) if self.device.type == "cuda" else lambda: self._advance(loss)
+        graph = self.device.type == "cuda" and self.pace.graph
+        advance = self._captured(loss) if graph else lambda: self._advance(loss)
         while (share := (time.monotonic() - before) / self.pace.seconds) < 1:
             self._rate(share)
             value = advance()

@@ -45,7 +45,18 @@ def signature(known: list[int], seed: int) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
-def main(folder: Path, out: Path, device: torch.device, scale: Scale, workers: int, seed: int, compiled: bool) -> None:
+@dataclass(frozen=True)
+class Machine:
+    """`workers`: processes that draw and say scenes; `compiled`: whether the step of the world is compiled (for a CPU);
+    `graph`: whether a GPU takes its steps as CUDA graphs."""
+
+    device: torch.device
+    workers: int
+    compiled: bool = False
+    graph: bool = True
+
+
+def main(folder: Path, out: Path, machine: Machine, scale: Scale, seed: int) -> None:
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,19 +64,19 @@ def main(folder: Path, out: Path, device: torch.device, scale: Scale, workers: i
     torch.backends.cudnn.benchmark = True
     known = known_ids(CLIPTokenizer.from_pretrained(str(TOKENIZER)), seed)
     mark = signature(known, seed)
-    log(f"seed {seed}, world {mark}, {device}, {workers} workers, {scale}")
+    log(f"seed {seed}, world {mark}, {machine}, {scale}")
     count = -(-scale.drawings // CHUNK) * CHUNK
-    drawings = Drawings(count, min(train_autoencoder.POOL, count), seed, workers, known)
-    s, b = scale.seconds, scale.batches
+    drawings = Drawings(count, min(train_autoencoder.POOL, count), seed, machine.workers, known)
+    s, b, device, graph = scale.seconds, scale.batches, machine.device, machine.graph
     try:
-        first = train_autoencoder.train(folder, drawings, Pace(s[0], 1.5e-3, 0.997, 1e-4), b[0], device, mark, log)
-        world = train_world.train(folder, drawings, first, Pace(s[1], 2e-3), b[1], device, mark, log, compiled)
-        tuned = train_autoencoder.train_decoder(
-            folder, drawings, first, Pace(s[2], 1e-3, 0.997, 1e-4), b[2], device, mark, log
-        )
-        judge = train_judge.train(
-            folder, drawings, tuned, Pace(s[3], 2e-3, 0.995), b[3], device, mark, log, scale.judged
-        )
+        pace = Pace(s[0], 1.5e-3, 0.997, 1e-4, graph=graph)
+        first = train_autoencoder.train(folder, drawings, pace, b[0], device, mark, log)
+        pace = Pace(s[1], 2e-3, graph=graph)
+        world = train_world.train(folder, drawings, first, pace, b[1], device, mark, log, machine.compiled)
+        pace = Pace(s[2], 1e-3, 0.997, 1e-4, graph=graph)
+        tuned = train_autoencoder.train_decoder(folder, drawings, first, pace, b[2], device, mark, log)
+        pace = Pace(s[3], 2e-3, 0.995, graph=graph)
+        judge = train_judge.train(folder, drawings, tuned, pace, b[3], device, mark, log, scale.judged)
     finally:
         drawings.close()
     size = assemble.write(world, judge, tuned, out, {"seed": str(seed), "world": mark})
@@ -83,13 +94,14 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--compile", action="store_true", help="compiles the step of the world (for a CPU)")
+    parser.add_argument("--no-graph", action="store_true", help="a GPU takes its steps one kernel at a time")
     args = parser.parse_args()
-    device = torch.device(args.device)
-    usual = SCALES[device.type]
+    machine = Machine(torch.device(args.device), args.workers, args.compile, not args.no_graph)
+    usual = SCALES[machine.device.type]
     scale = Scale(
         tuple(args.seconds or usual.seconds),
         tuple(args.batches or usual.batches),
         args.drawings or usual.drawings,
         usual.judged,
     )
-    main(args.folder, args.out, device, scale, args.workers, args.seed, args.compile)
+    main(args.folder, args.out, machine, scale, args.seed)

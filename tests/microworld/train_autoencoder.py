@@ -80,7 +80,7 @@ class Batches:
     """Random pictures and the weights of their pixels, out of the first `count` drawings."""
 
     def __init__(self, drawings: Drawings, count: int, batch: int, device: torch.device) -> None:
-        self.pictures, self.masks = drawings.pictures(count).to(device), drawings.masks(count).to(device)
+        self.pictures, self.masks = drawings.pictures(count, device), drawings.masks(count, device)
         self.batch, self.device = batch, device
 
     def __call__(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,7 +61,7 @@ def train(
     torch.manual_seed(3)
     vae = load(autoencoder, device)
     count = min(most, drawings.count)
-    drawn, target = drawings.pictures(count).to(device), drawings.labels(count).to(device)
+    drawn, target = drawings.pictures(count, device), drawings.labels(count, device)
     back = round_trips(vae, drawn, 0.25)
     net = JudgeNet().to(device)
     log(f"judge: {sum(p.numel() for p in net.parameters())} weights, {count} drawings")

@@ -62,7 +62,7 @@ def train(
     torch.manual_seed(1)
     written_out = nets.attend
     nets.attend = attend_narrow if device.type == "cpu" else F.scaled_dot_product_attention
-    latents = encode(load(before, device), drawings.pictures(drawings.count))
+    latents = encode(load(before, device), drawings.pictures(drawings.count, device))
     log(f"world: latents {tuple(latents.shape)}, deviation {latents.std():.3f}")
     bank = drawings.bank().to(device)
     text, unet = build(len(drawings.known))
