@@ -14,8 +14,9 @@ from saferegion.core.errors import SafeRegionError
 from saferegion.core.region import MODES, STRONGEST
 from saferegion.core.report import TOLD_BY
 from saferegion.core.writing import write_whole
-from saferegion.guard.library import OWN, RECIPE_SUFFIXES
+from saferegion.guard.library import OWN
 from saferegion.guard.second_look import finds_more, undisguised, without_disguise
+from saferegion.learn.bundled import RECIPE_SUFFIXES
 from saferegion.learn.recipes import NAME, Concept, recipe_text
 
 from .arguments import Arguments

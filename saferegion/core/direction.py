@@ -16,9 +16,9 @@ from .errors import DirectionFileError, SafeRegionError
 from .fingerprint import Fingerprint
 from .movers import HalfSpaces, Mover, Offset
 from .readout import check_tensor
+from .texts import KINDS
 from .writing import write_whole
 
-KINDS = ("exclude", "balance")
 METHODS = ("compiled", "discovered", "imported")
 
 

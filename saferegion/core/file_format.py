@@ -12,7 +12,6 @@ import json
 import math
 import re
 import struct
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from .errors import DirectionFileError
 from .movers import HalfSpaces, Mover, Offset
 from .readout import Readout, Term
 from .spaces import POOLED, is_name
+from .texts import JOINERS, LONGEST_NAME, LONGEST_TEXT, is_plain
 
 FORMAT = "saferegion/2"
 CHECKSUM = "checksum"
@@ -33,8 +33,6 @@ LARGEST_STEP = 6.5e4
 MOST_TERMS = 64
 """Most terms, and most joint terms, of one detector."""
 LONGEST_CURVE = 20_000
-LONGEST_NAME = 200
-LONGEST_TEXT = 4096
 
 _BLANK = "0" * 64
 _PLACE = re.compile(rb'"checksum":"([0-9a-f]{64})"')
@@ -42,9 +40,6 @@ _MOVER = re.compile(r"mover\.([a-z0-9_]{1,64})\.(displacement|mean|deviation|tar
 _REST = re.compile(r"rest\.([a-z0-9_]{1,64})")
 _SHORT = ("concept", "family", "kind", "method", "recipe")
 _DETECTORS = ("detector", "given", "witness")
-_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-JOINERS = "\u200c\u200d"
-"""Zero-width joiners, which some scripts are written with; they are allowed in texts, not in names."""
 
 
 # -- checksum --------------------------------------------------------------------------------------------------------
@@ -93,15 +88,6 @@ def parse_json(text: str | bytes, what: str) -> Any:
         raise
     except (ValueError, RecursionError):
         raise DirectionFileError(f"{what} is not JSON.") from None
-
-
-def is_plain(text: str, longest: int = LONGEST_TEXT, also: str = "") -> bool:
-    """Whether people can read all of ``text``: no control, formatting, bidirectional or half characters."""
-    if len(text) > longest:
-        return False
-    return (text.isascii() and text.isprintable()) or not any(
-        unicodedata.category(c) in _HIDDEN and c not in also for c in text
-    )
 
 
 def is_number(value: object) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DirectionFileError, SafeRegionError
-from ..core.file_format import CHECKSUM, LONGEST_TEXT, check_seal, is_plain, parse_json, seal
+from ..core.file_format import CHECKSUM, check_seal, parse_json, seal
 from ..core.fingerprint import Fingerprint
+from ..core.texts import LONGEST_TEXT, is_plain
 from ..core.writing import read_whole, write_whole
 from ..learn.settings import METHOD
 

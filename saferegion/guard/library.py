@@ -13,15 +13,13 @@ from pathlib import Path
 
 from ..core.direction import Direction
 from ..core.errors import DirectionFileError, NotSeparableError, RecipeError, SafeRegionError
-from ..core.file_format import LONGEST_NAME, is_plain
 from ..core.fingerprint import Fingerprint, fingerprint_of
 from ..core.writing import write_whole
-from ..learn.bundled import neutral_prompts
+from ..learn.bundled import NO_CONCEPTS, RECIPE_SUFFIXES, SUFFIXES, bundled_names, neutral_prompts, stems
 from ..learn.compile import compile_many
 from ..learn.places import vectors_folder
 from ..learn.recipes import NEUTRAL, Concept, read_neutral, read_recipe
 from ..learn.settings import METHOD, CompileSettings, Encode, Progress
-from ..learn.vocabulary import FRAMES
 from .failures import Failure, recall, remember
 from .files import direction_of, load_directions
 from .minors import AGE, NAMES, minors_of, trimmed
@@ -30,10 +28,6 @@ from .packs import Pack, list_packs
 log = logging.getLogger("saferegion")
 
 CACHE_VARIABLE = "SAFE_REGION_CACHE"
-RECIPE_SUFFIXES = (".yaml", ".yml")
-SUFFIXES = (*RECIPE_SUFFIXES, ".safetensors")
-NO_CONCEPTS = frozenset({NEUTRAL, FRAMES, "hard-neutral"})
-"""Lists of benign prompts among the bundled files: those that calibrate, and those held out to measure."""
 OWN = "my/"
 """What the names of concepts of the user's own folders start with."""
 
@@ -86,8 +80,8 @@ class Library:
 
     def names(self) -> list[str]:
         """All concepts that can be named: those bundled, then ``my/…``, each sorted."""
-        own = {name for folder in self.folders for name in _stems(folder)}
-        return [*sorted(_stems(vectors_folder()) - NO_CONCEPTS), *(OWN + n for n in sorted(own - {NEUTRAL}))]
+        own = {name for folder in self.folders for name in stems(folder)}
+        return [*bundled_names(vectors_folder()), *(OWN + n for n in sorted(own - {NEUTRAL}))]
 
     def recipes(self) -> list[Concept]:
         """Every recipe that can be named; files that are none, or broken, are left out."""
@@ -369,17 +363,6 @@ def _packed(shelf: Sequence[Pack], concept: Concept, recipe: str) -> Direction |
             except DirectionFileError as error:
                 log.warning("A file of the vector pack '%s' is ignored: %s", pack.name, error)
     return None
-
-
-def _stems(folder: Path) -> set[str]:
-    try:
-        return {
-            p.stem
-            for p in folder.iterdir()
-            if p.suffix in SUFFIXES and not p.name.startswith(".") and is_plain(p.stem, LONGEST_NAME)
-        }
-    except OSError:
-        return set()
 
 
 def _candidate(folder: Path, name: str) -> Path | None:

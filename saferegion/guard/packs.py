@@ -16,8 +16,9 @@ from typing import Any
 
 from ..core.direction import Direction
 from ..core.errors import DirectionFileError, SafeRegionError
-from ..core.file_format import CHECKSUM, LONGEST_NAME, check_seal, is_plain, parse_json, seal
+from ..core.file_format import CHECKSUM, check_seal, parse_json, seal
 from ..core.fingerprint import Fingerprint
+from ..core.texts import LONGEST_NAME, is_plain
 from ..core.writing import clear_abandoned, read_whole, write_whole
 from ..learn.settings import METHOD
 from .files import LARGEST, direction_of

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.direction import KINDS
 from ..core.errors import RecipeError
-from ..core.file_format import JOINERS, is_plain
+from ..core.texts import JOINERS, KINDS, is_plain
 from . import vocabulary
 from .vocabulary import naming
 from .yaml_text import load

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def load(path: Path) -> dict[Any, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"{path.name} must be a YAML mapping of keys to values.")
     return data
+
+
+def head(path: Path) -> dict[Any, Any]:
+    """The texts and numbers before the first list or mapping of a file. Raises RecipeError."""
+    raw = read_whole(path, LARGEST, RecipeError, f"a recipe is a short text of at most {LARGEST // 2**20} MB")
+    text = re.split(r"^[a-z]+:\s*$", raw.decode("utf-8", "replace"), maxsplit=1, flags=re.M)[0]
+    data = _parse(text, path.name)
+    return data if isinstance(data, dict) else {}
 
 
 def _parse(text: str, where: str) -> Any:

@@ -14,13 +14,12 @@ except ImportError:
 from saferegion import __version__
 from saferegion.core.errors import SafeRegionError
 
-from . import bench, concepts, console, demo, directions, discover, export, packs, prompts
+from . import bench, concepts, console, demo, directions, discover, doctor, export, packs, prompts
 
 REFUSED = 1
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Keep a prompt's embedding inside a safe region. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, "
@@ -36,6 +35,7 @@ app.command("compile")(directions.compile_command)
 app.command("inspect")(prompts.inspect)
 app.command("import")(directions.import_command)
 app.command("verify")(directions.verify)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

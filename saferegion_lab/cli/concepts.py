@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -20,31 +21,17 @@ app = typer.Typer(no_args_is_help=True, help="The concepts that can be named.")
 @app.command("list")
 def concepts_list(as_json: console.JsonOption = False) -> None:
     """List the bundled concepts."""
-    from saferegion.guard.library import Library
-    from saferegion.learn.recipes import Concept
+    from saferegion.learn.bundled import bundled_names, label
+    from saferegion.learn.places import vectors_folder
 
-    library = Library()
-    found = [(name, library.find(name)) for name in library.names()]
-    rows = [(name, c, c if isinstance(c, Concept) else c.meta) for name, c in found]
+    folder = vectors_folder()
+    found = [label(folder / f"{name}.yaml") for name in bundled_names(folder)]
     if as_json:
-        console.print_json(
-            [
-                {
-                    "name": n,
-                    "title": c.title,
-                    "kind": c.kind,
-                    "version": of.version,
-                    "licence": of.licence,
-                    "pairs": len(c.pairs) if isinstance(c, Concept) else None,
-                }
-                for n, c, of in rows
-            ]
-        )
+        console.print_json([asdict(c) for c in found])
         return
-    table = Table("name", "title", "kind", "version", "pairs", "own neutral prompts")
-    for name, c, of in rows:
-        pairs, own = (len(c.pairs), len(c.neutral)) if isinstance(c, Concept) else ("compiled", "")
-        table.add_row(name, c.title, c.kind, str(of.version), str(pairs), str(own))
+    table = Table("name", "title", "kind", "version", "what it is")
+    for c in found:
+        table.add_row(c.name, c.title, c.kind, c.version, c.description)
     console.out.print(table)
 
 

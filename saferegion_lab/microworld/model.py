@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from saferegion.core.conditioning import Conditioning
+from saferegion.core.errors import SafeRegionError
 
 from ..latent_diffusion import TRAINED_STEPS, LatentDiffusion, alphas_cumprod
 from .judge import Judge, JudgeNet
@@ -105,7 +106,7 @@ class MicroWorld(LatentDiffusion):
         """
         target = Path(path)
         if target.suffix != ".safetensors":
-            raise ValueError(f"The export is a .safetensors file; got {target.name!r}.")
+            raise SafeRegionError(f"The export is a .safetensors file; got {target.name!r}.")
         part = target.with_name(target.name + ".part")
         try:
             save_file(dict(self._original_layout(dtype)), str(part), metadata={"format": "pt"})

@@ -194,7 +194,7 @@ def test_picture_rows_behind_the_text_do_not_hide_it(made: Callable[..., Setup])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_an_average_of_prompts_of_different_length_is_inside(made: Callable[..., Setup], share: float) -> None:
     setup = made(clip())
-    longer, pooled, _ = setup.text(LONG + AGAIN)
+    longer, pooled, _ = setup.text(f"{AGAIN}, {LONG}")
     shorter = setup.text("a burning car and a flaming tree")[0]
     filled = torch.cat([shorter, torch.zeros(1, longer.shape[1] - shorter.shape[1], CLIP)], 1)
     average = share * longer + (1 - share) * filled
