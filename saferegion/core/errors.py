@@ -41,3 +41,11 @@ class BalanceError(SafeRegionError):
 
 class UnresolvedError(SafeRegionError):
     """A prompt that stayed outside the safe region after all that was done to bring it inside."""
+
+
+class PolicyError(SafeRegionError):
+    """An operator's policy that cannot be read or trusted; nothing is painted under it."""
+
+
+class AuditError(SafeRegionError):
+    """An audit log that cannot be written, or that somebody has changed."""

@@ -32,13 +32,19 @@ class Choice:
         concept: a name the library knows, a recipe, or directions.
         strength: from 0 (off) to 10, as :class:`~saferegion.SafeRegion` takes it.
         mode: ``project``, ``steer`` or ``erase``.
+        preset: its own, in place of the selection's.
+        first: whether it also acts before modes that come before its own, on prompts as they came in.
     """
 
     concept: str | Concept | Direction
     strength: float = 1.0
     mode: str = "project"
+    preset: str | None = None
+    first: bool = False
 
     def __post_init__(self) -> None:
+        if self.preset is not None:
+            check_preset(self.preset)
         if self.mode not in MODES:
             raise SafeRegionError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}.")
         s = self.strength
@@ -107,8 +113,8 @@ class Guard:
 
     Attributes:
         regions: one a mode, in the order in which they act. minors: the baseline, which is part of the last of them.
-        entry: the baseline alone, which acts first where regions of other modes come before the last: it judges
-            prompts as they came in.
+        entry: the baseline and choices that are ``first``, which act first where regions of other modes come before
+            the last: it judges prompts as they came in.
         named: concepts that the text names; their borders lie nearer (see :mod:`saferegion.guard.naming`).
     """
 
@@ -131,14 +137,16 @@ class Guard:
                 raise SafeRegionError(f"Names that end in '{BESIDE}' are reserved; call '{choice.name}' otherwise.")
         regions = []
         for mode in ORDER:
-            named = [at_preset(replace(d, concept=c.name), selection.preset) for d, c in both if c.mode == mode]
-            strength = {c.name: c.strength for _, c in both if c.mode == mode}
+            named, strength = _named(selection, [(d, c) for d, c in both if c.mode == mode])
             if mode == "project":
                 named += minors
             if named:
                 regions.append(SafeRegion(named, strength, mode))
-        before = any(r.mode != "project" for r in regions)
-        return cls(tuple(regions), tuple(minors), SafeRegion(minors) if minors and before else None)
+        entry = None
+        if any(r.mode != "project" for r in regions):
+            named, strength = _named(selection, [(d, c) for d, c in both if c.first and c.mode == "project"])
+            entry = SafeRegion([*named, *minors], strength) if named or minors else None
+        return cls(tuple(regions), tuple(minors), entry)
 
     def apply(self, c: Conditioning) -> tuple[Conditioning, GuardReport]:
         """As :meth:`SafeRegion.apply`, of every region in turn; ``c`` itself where nothing had to move."""
@@ -255,6 +263,12 @@ class GuardReport:
             "unresolved": [{"prompt": b, "concept": k} for b, k in self.unresolved],
             "regions": [r.to_dict() for r in self.reports],
         }
+
+
+def _named(selection: Selection, both: Sequence[tuple[Direction, Choice]]) -> tuple[list[Direction], dict[str, float]]:
+    """Directions under the names of their choices and at their presets, and the strength of each."""
+    named = [at_preset(replace(d, concept=c.name), c.preset or selection.preset) for d, c in both]
+    return named, {c.name: c.strength for _, c in both}
 
 
 def _nearer(region: SafeRegion, names: frozenset[str]) -> SafeRegion:

@@ -1,4 +1,4 @@
-"""YAML files of recipes: no surprise, no bomb, and every text knows its line."""
+"""YAML files of recipes and policies: no surprise, no bomb, and every text knows its line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import RecipeError
+from ..core.errors import RecipeError, SafeRegionError
 from ..core.writing import read_whole
 
 LARGEST = 4 * 2**20
@@ -29,13 +29,21 @@ def line_of(value: object) -> str:
 def load(path: Path) -> dict[Any, Any]:
     """The mapping that a file holds. Raises RecipeError with one sentence."""
     raw = read_whole(path, LARGEST, RecipeError, f"a recipe is a short text of at most {LARGEST // 2**20} MB")
+    return mapping_of(raw, path.name, RecipeError)
+
+
+def mapping_of(raw: bytes, where: str, refusal: type[SafeRegionError]) -> dict[Any, Any]:
+    """The mapping that the bytes of a file hold; ``where`` is its name. Raises ``refusal`` with one sentence."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path.name} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    data = _parse(text, path.name)
+        raise refusal(f"{where} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    try:
+        data = _parse(text, where)
+    except RecipeError as error:
+        raise refusal(str(error)) from None
     if not isinstance(data, dict):
-        raise RecipeError(f"{path.name} must be a YAML mapping of keys to values.")
+        raise refusal(f"{where} must be a YAML mapping of keys to values.")
     return data
 
 
@@ -45,6 +53,16 @@ def head(path: Path) -> dict[Any, Any]:
     text = re.split(r"^[a-z]+:\s*$", raw.decode("utf-8", "replace"), maxsplit=1, flags=re.M)[0]
     data = _parse(text, path.name)
     return data if isinstance(data, dict) else {}
+
+
+def _second(mapping: Any) -> Any:
+    """Where the second of two same keys of a YAML mapping stands."""
+    seen = set()
+    for key, _ in mapping.value:
+        if key.value in seen:
+            return key.start_mark
+        seen.add(key.value if isinstance(key.value, str) else None)
+    return mapping.start_mark
 
 
 def _parse(text: str, where: str) -> Any:
@@ -58,7 +76,7 @@ def _parse(text: str, where: str) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
             if len(mapping) != len(node.value):
-                raise yaml.constructor.ConstructorError(None, None, "a key is given twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key is given twice", _second(node))
             return mapping
 
         def construct_yaml_str(self, node: Any) -> Text:

@@ -14,7 +14,7 @@ except ImportError:
 from saferegion import __version__
 from saferegion.core.errors import SafeRegionError
 
-from . import bench, concepts, console, demo, directions, discover, doctor, export, packs, prompts
+from . import bench, concepts, console, demo, directions, discover, doctor, export, packs, policy, prompts
 
 REFUSED = 1
 
@@ -29,6 +29,7 @@ app.add_typer(concepts.app, name="concepts")
 app.add_typer(export.app, name="export")
 app.add_typer(packs.app, name="pack")
 app.add_typer(bench.app, name="bench")
+app.add_typer(policy.app, name="policy")
 app.command("discover")(discover.discover_command)
 app.command("demo")(demo.demo)
 app.command("compile")(directions.compile_command)
