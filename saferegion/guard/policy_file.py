@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import PolicyError, SafeRegionError
-from ..core.texts import is_plain
 from ..core.region import STRONGEST
+from ..core.texts import is_plain
 from ..core.writing import read_whole
 from ..learn.places import vectors_folder
 from ..learn.recipes import NEUTRAL, Concept
