@@ -7,7 +7,7 @@ from typing import Any
 from saferegion.core.errors import SafeRegionError
 from saferegion.guard.second_look import undisguised
 
-from . import host, interception, notes, schedules
+from . import host, interception, notes, policy_door, schedules
 from .generation import Generation, Seen, current, generation_of, guards, now
 from .layout import parts_of, tokens_of, whole_of
 from .refusal import SafeRegionRefused
@@ -67,6 +67,8 @@ class Painting:
         generation = current()
         if generation is not None and generation.refusal is not None:
             raise generation.refusal
+        if generation is None:
+            policy_door.stray()
         return None if generation is None or not generation.arguments.enabled else generation.seen_by
 
     def sampling(self, p: Any) -> Watch | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from saferegion.guard.selection import GuardReport
 
-from . import host
+from . import host, policy_door
 from .arguments import Arguments
 from .guards import Guards
 from .refusal import SafeRegionRefused
@@ -108,7 +108,7 @@ reports = Reports()
 def by_default() -> Arguments:
     """What the host's settings switch on for whoever asks for nothing."""
     on = bool(option("default_on", False))
-    return Arguments.parse([], default_concepts(), default_on=on) if on else Arguments()
+    return policy_door.merged(Arguments.parse([], default_concepts(), default_on=on) if on else Arguments())
 
 
 def configure(p: Any, values: Sequence[Any], default_concepts: Sequence[str], default_on: bool = False) -> Generation:
@@ -121,6 +121,7 @@ def configure(p: Any, values: Sequence[Any], default_concepts: Sequence[str], de
     try:
         generation.arguments = Arguments.parse(values, default_concepts, axes, default_on)
         p.extra_generation_params.update(generation.arguments.infotext())
+        generation.arguments = policy_door.merged(generation.arguments)
     except Exception as error:  # hosts swallow what is raised here, and go on
         generation.refusal = SafeRegionRefused.of(error)
     generation.process = weakref.ref(p)
@@ -128,6 +129,13 @@ def configure(p: Any, values: Sequence[Any], default_concepts: Sequence[str], de
     reports.add(generation)
     now(generation)
     return generation
+
+
+def begin(p: Any) -> None:
+    """The host begins with ``p``, which may know nothing of this script."""
+    own = generation_of(p)
+    if own is not None:
+        now(own)
 
 
 def _job() -> Any:
@@ -157,5 +165,5 @@ def generation_of(p: Any) -> Generation | None:
     own: Generation | None = getattr(p, "safe_region", None) or current()
     if own is None and p is not None and (found := by_default()).enabled:
         own = p.safe_region = Generation(found, process=weakref.ref(p))
-        p.extra_generation_params.update(found.infotext())
+        p.extra_generation_params.update(found.infotext() if found.concepts else {})
     return own

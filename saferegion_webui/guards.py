@@ -19,6 +19,7 @@ from saferegion.guard.selection import Choice, Guard, Selection
 from saferegion.learn.recipes import Concept
 from saferegion.learn.settings import CompileSettings
 
+from . import policy_door
 from .arguments import OWN_WORDS, Arguments
 from .encoder import HostEncoder, Loaded
 from .host import without_extra_networks
@@ -88,7 +89,7 @@ class Guards:
         Raises:
             SafeRegionError: a concept that is unknown, broken, made for another encoder, or does not compile.
         """
-        wanted = _wanted(arguments.concepts, own_words(arguments))
+        wanted = _wanted(policy_door.names(arguments.concepts), own_words(arguments))
         key = (arguments, *wanted)
         known = self._of(checkpoint)
         if known is not None and key in known.guards:
@@ -97,9 +98,9 @@ class Guards:
         known = self._prepared(checkpoint, wanted, networks, minors=True)
         names = [c if isinstance(c, str) else c.name for c in wanted.values()]
         choices = (Choice(n, arguments.strength_of(n), arguments.mode) for n in names)
-        guard = Guard.of(
-            Selection(tuple(choices), arguments.preset), [known.directions[k] for k in wanted], known.minors
-        )
+        selection = policy_door.effective(Selection(tuple(choices), arguments.preset), arguments.concepts)
+        by_name = dict(zip(names, (known.directions[k] for k in wanted), strict=True))
+        guard = policy_door.judged(Guard.of(selection, [by_name[c.name] for c in selection.choices], known.minors))
         known.guards[key] = guard
         while len(known.guards) > KEPT_GUARDS:
             known.guards.popitem(last=False)
@@ -107,7 +108,7 @@ class Guards:
 
     def normaliser(self, encoder: HostEncoder, arguments: Arguments) -> Normaliser:
         """What undoes disguises for an encoder and for the user's own concepts that are switched on."""
-        stamps = [_stamp(name) for name in arguments.concepts]
+        stamps = [_stamp(name) for name in policy_door.names(arguments.concepts)]
         found = [_own(*s) for s in stamps if s[1].parent == user_folder()]
         own = [c for c in found if isinstance(c, Concept)]
         words = own_words(arguments)
@@ -116,7 +117,7 @@ class Guards:
     def names(self, arguments: Arguments) -> Names:
         """What a text names, of all that is switched on."""
         words = own_words(arguments)
-        stamps = [_stamp(name) for name in arguments.concepts]
+        stamps = [_stamp(name) for name in policy_door.names(arguments.concepts)]
         wanted = [_own(*s) if s[1].parent == user_folder() else s[0] for s in stamps]
         return names_in(Selection(tuple(Choice(c) for c in (*wanted, *(() if words is None else (words,))))), library())
 

@@ -7,35 +7,51 @@ its default; later versions only add to the end. ``saferegion_webui/arguments.py
 ``enabled`` is true, a request that cannot be guarded is answered with an error and without a picture.
 """
 
+import os
 import sys
 from inspect import signature
 from pathlib import Path
 
-from modules import processing, script_callbacks, scripts
+from modules import processing, script_callbacks, scripts, shared
 
-import saferegion_webui
+try:
+    import saferegion_webui
 
-ROOT = Path(__file__).resolve().parent.parent
-if saferegion_webui.ROOT != ROOT:
-    raise ImportError(f"Safe Region is installed twice, in {saferegion_webui.ROOT} and in {ROOT}: remove one of them.")
+    ROOT = Path(__file__).resolve().parent.parent
+    if saferegion_webui.ROOT != ROOT:
+        raise ImportError(
+            f"Safe Region is installed twice, in {saferegion_webui.ROOT} and in {ROOT}: remove one of them."
+        )
 
-from saferegion_webui import (  # noqa: E402
-    endpoints,
-    extensions,
-    generation,
-    host,
-    interception,
-    notes,
-    page,
-    panel,
-    prompts,
-    requests,
-    settings,
-    tab,
-)
+    from saferegion_webui import (
+        endpoints,
+        extensions,
+        generation,
+        guards,
+        host,
+        interception,
+        notes,
+        page,
+        panel,
+        policy_door,
+        prompts,
+        requests,
+        settings,
+        tab,
+    )
 
-interception.install(processing.StableDiffusionProcessing, prompts.guard_conditionings)
-interception.install_sampling(*host.samplers(), extensions.painting)
+    interception.install(processing.StableDiffusionProcessing, prompts.guard_conditionings)
+    interception.install_sampling(*host.samplers(), extensions.painting)
+    policy_door.start(shared.cmd_opts, guards.library(), generation.begin)
+except Exception as error:  # the host would go on without; under an operator's policy it must not
+    if "SAFE_REGION_POLICY" in os.environ or getattr(shared.cmd_opts, "safe_region_policy", None) is not None:
+        print(
+            f"Safe Region: the policy is not in force, so the webui does not start: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # other threads would keep the host alive
+    raise
 
 
 class SafeRegionScript(scripts.Script):

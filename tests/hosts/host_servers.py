@@ -93,8 +93,8 @@ class Server:
 
     ready = "/"
 
-    def __init__(self, host: Host, folder: Path) -> None:
-        self.host, self.folder = host, folder
+    def __init__(self, host: Host, folder: Path, **environment: str) -> None:
+        self.host, self.folder, self.environment = host, folder, environment
         self.port = free_port()
         self.log = folder / "server.log"
 
@@ -110,7 +110,7 @@ class Server:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.command(), cwd=self.host.root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={**self.host.environment(), "SAFE_REGION_CACHE": str(self.directions)},
+                env={**self.host.environment(), "SAFE_REGION_CACHE": str(self.directions), **self.environment},
             )  # fmt: skip
         try:
             self._wait(300)
