@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import files
+from . import files, policy_door
 from .nodes_discover import DiscoverDirection
 from .nodes_guard import GuardCLIP, GuardConditioning, GuardModel, Inspect
 from .nodes_one import SafeRegionGuard
 from .nodes_region import ConceptFromWords, LoadDirections, SafeRegionNode, SaveDirections
 
 files.register()
+policy_door.start()
 
 NODE_CLASS_MAPPINGS = {
     "SafeRegionGuard": SafeRegionGuard,
