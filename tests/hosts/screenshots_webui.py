@@ -1,6 +1,6 @@
-"""Makes docs/webui.png and docs/webui-phone.png, the pictures of the script in the README, in the real webui.
+"""Makes docs/webui.png, docs/webui-panel.png and docs/webui-phone.png, the pictures of the script, in the real webui.
 
-usage: pytest tests/hosts/screenshots_webui.py
+usage: pytest -n 0 -m hosts tests/hosts/screenshots_webui.py
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def test_the_picture_of_the_script(webui: WebUI) -> None:
         page.page.evaluate("document.activeElement.blur()")
         page.page.mouse.move(5, 5)
         page.page.screenshot(path=str(DOCS / "webui.png"), full_page=True)
+        page.page.locator(f"#{webui_page.ACCORDION}_enabled").screenshot(path=str(DOCS / "webui-panel.png"))
 
 
 def test_the_picture_of_a_phone(webui: WebUI) -> None:

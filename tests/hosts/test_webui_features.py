@@ -42,7 +42,10 @@ FEATURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"prompt": "a [red house:burning blue boat:0.4] in a meadow"},
         {"prompt": "a [red house:blue boat:0.4] in a meadow"},
     ),
-    "[a\\|b]": ({"prompt": "a [red|burning] house in a meadow"}, {"prompt": "a [red|blue] house in a meadow"}),
+    "[a\\|b]": (
+        {"prompt": "a [burning red house|red house in flames] in a meadow"},
+        {"prompt": "a [red|blue] house in a meadow"},
+    ),
     "(a:n)": (
         {"prompt": "a (burning:1.3) red house in a [meadow]"},
         {"prompt": "a (red:1.3) house in a [meadow]"},

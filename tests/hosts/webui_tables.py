@@ -1,6 +1,6 @@
-"""Writes docs/webui.md of what the suites of the webui's family saw.
+"""Writes docs/measured/webui.md of what the suites of the webui's family saw.
 
-usage: SAFE_REGION_SEEN=FOLDER pytest -m hosts tests/hosts/test_webui_features.py …    (keeps what is seen in FOLDER)
+usage: SAFE_REGION_SEEN=FOLDER pytest -n 0 -m hosts tests/hosts/test_webui_features.py …    (keeps it in FOLDER)
        python tests/hosts/webui_tables.py FOLDER    (writes the page of it)
 """
 
@@ -12,19 +12,19 @@ import sys
 from pathlib import Path
 
 SEEN = "SAFE_REGION_SEEN"
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "webui.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "measured" / "webui.md"
 HOSTS = {"webui": "AUTOMATIC1111 1.10.1", "forge": "Forge", "neo": "Forge Neo"}
-SUITES = ("test_webui_features.py", "test_webui_public.py", "test_neo_engines.py")
-HEAD = f"""# Safe Region in the webui's family, as seen
+SUITES = ("test_webui_features.py", "test_webui_public.py", "test_neo_engines.py", "soak_webui.py")
+HEAD = f"""# stable-diffusion-webui, Forge, Forge Neo
 
-Every cell is one test in a real host on a CPU, with the microworld (a small Stable Diffusion 1 of this project) as its
-checkpoint. *fire 1.00 → 0.00*: the share of pictures in which the microworld's judge sees fire, without and with the
-guard; *identical*: every byte of a harmless prompt's pictures with the guard is as it is without. The tests write the
-tables:
+Every cell is one test in the real host on a CPU, with the microworld (a small Stable Diffusion 1 of this project) as
+its checkpoint. *fire 1.00 → 0.00*: the share of pictures in which the microworld's judge sees fire, without and with
+the guard; *identical*: every byte of a harmless prompt's pictures with the guard is as it is without. The tests write
+the tables:
 
 ```
 cd tests/hosts
-{SEEN}=seen pytest -m hosts {" ".join(SUITES)}
+{SEEN}=seen pytest -n 0 -m hosts {" ".join(SUITES)}
 python webui_tables.py seen
 ```
 """
@@ -35,10 +35,16 @@ the picture's parameters name what was kept out; *refused*: no picture, and a se
 ENGINES = """Engines of Forge Neo
 
 Each of Neo's own class around a small random text encoder of its own kind; no diffusion model."""
+COST = """Cost
+
+Requests over the API, one after another; the diffusion model is the microworld's, whose step is far shorter than a real
+one's, so that a share of its time is far larger. Other work went on on the same two processor cores: the time of a
+request is of that day, processor time is the host's own."""
 PARTS = {
     "features": ("What a prompt can hold, and where it is painted\n", "feature"),
     "public": (f"{PUBLIC}\n", "extension"),
     "engines": (f"{ENGINES}\n", "engine"),
+    "cost": (f"{COST}\n", "what"),
 }
 """File of what was seen -> title and text, and the heading of the rows."""
 
