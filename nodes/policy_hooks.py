@@ -11,7 +11,7 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..saferegion.guard.policy_file import WARN, read_policy
 from ..saferegion.guard.watch import Watch, away_of
 from . import files
 from .backstop import captured, watching
-from .keys import LYRICS
+from .keys import CONTROLNET, LYRICS, POOLED, PREFIX
 from .policy_texts import KnownTexts, Source
 from .progress import this_run
 from .wrap import guard_entry
@@ -44,7 +44,9 @@ IMAGES = frozenset(
     """.split()  # noqa: SIM905
 )
 """Keys of conditionings that hold pictures to paint from."""
-STEERED = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_calc_cond_batch_function")
+STEERED = (
+    "sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function", "sampler_calc_cond_batch_function",
+)  # fmt: skip
 """Options of a model that may turn the sign of a negative prompt."""
 
 
@@ -58,8 +60,10 @@ class Sampling:
         self.free: list[torch.Tensor] = []
         self.watch = Watch(self._look)
 
-    def leaves(self, name: str) -> bool:
+    def leaves(self, name: str, entries: Sequence[Mapping[str, Any]] = ()) -> bool:
         """Whether the conditionings of this name push away from their text, whatever happens."""
+        if any(_turned(entry) for entry in entries):
+            return False
         guider = self.guider
         if name != NEGATIVE or self.door.policy.negative or type(guider) is not comfy.samplers.CFGGuider:
             return False
@@ -165,23 +169,26 @@ class Door:
                 if "apply_model" in vars(model if model is not None else object):
                     self.enforcement.close("another pack replaced apply_model of a model, where prompts are guarded")
                     self.enforcement.check()
-                entries = [self._guarded(dict(entry), str(prompt_type), device) for entry in conds]
+                free = self.now.leaves(str(prompt_type), conds)
+                entries = [self._guarded(dict(entry), free, device) for entry in conds]
             except Exception as error:
                 raise self.enforcement.refusal(error) from error
             found = original(model_function, entries, noise, device, prompt_type, *args, **kwargs)
             for entry in found:
-                self._allow(entry, str(prompt_type))
+                self._allow(entry, free)
             return found
 
         return encode_model_conds
 
-    def _guarded(self, entry: dict[str, Any], name: str, device: Any) -> dict[str, Any]:
+    def _guarded(self, entry: dict[str, Any], free: bool, device: Any) -> dict[str, Any]:
         """One entry of a list of conditionings, guarded where it pushes towards its text."""
         assert self.now is not None
         if not self.policy.inputs.image_prompts and (key := next((k for k in IMAGES if entry.get(k)), None)):
             raise self.enforcement.refused(f"This host paints from no pictures as prompts ({key}).")
         tokens = entry.get("cross_attn")
-        if tokens is None or self.now.leaves(name):
+        if tokens is None and not free and _texts(entry):
+            raise self.enforcement.refused("This host paints from no text without its tokens.")
+        if tokens is None or free:
             if isinstance(tokens, torch.Tensor):
                 self.now.free.append(tokens)
             return entry
@@ -197,11 +204,11 @@ class Door:
         self.enforcement.require(self.now.verdict)
         return entry
 
-    def _allow(self, entry: Mapping[str, Any], name: str) -> None:
+    def _allow(self, entry: Mapping[str, Any], free: bool) -> None:
         """What the model makes of an entry may be read."""
         assert self.now is not None
         made = getattr(entry.get("model_conds", {}).get("c_crossattn"), "cond", None)
-        allow = self.now.watch.allow_away if self.now.leaves(name) else self.now.watch.allow
+        allow = self.now.watch.allow_away if free else self.now.watch.allow
         if isinstance(made, torch.Tensor) and made.ndim == 3:
             for row in made:
                 allow(row)
@@ -247,7 +254,20 @@ class Door:
 
 
 def _texts(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in entry.items() if (isinstance(v, torch.Tensor) and "pooled" in k) or k.startswith("cond")}
+    return {
+        k: v
+        for k, v in entry.items()
+        if isinstance(v, torch.Tensor) and (k.startswith((POOLED, PREFIX)) or k in CONTROLNET)
+    }
+
+
+def _turned(entry: Mapping[str, Any]) -> bool:
+    """Whether a weight of an entry may turn the sign of what it pushes towards."""
+    weights = [entry.get("strength", 1.0), entry.get("mask_strength", 1.0)]
+    mask = entry.get("mask")
+    if isinstance(mask, torch.Tensor) and bool((mask < 0).any()):
+        return True
+    return not all(isinstance(w, int | float) and w >= 0 for w in weights)
 
 
 def _ours(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ none but those in disguise: what is painted from is guarded where it is sampled,
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -22,11 +22,13 @@ from ..saferegion.guard.naming import NOTHING
 from ..saferegion.guard.selection import GuardReport
 from .clip_guard import ClipGuard
 from .disguise import KEPT, Texts, _key, listening
-from .encoder import TextEncoder, within, working
+from .encoder import TextEncoder, within
 from .family import Family
 from .wrap import Fitted
 
 GUARD = "_safe_region_policy"
+RECENT = 512
+"""Newest texts that name a concept, whose names count for conditionings that nodes have made of others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,6 @@ class PolicyGuard(ClipGuard):
         self._inner = self.safe_region_unguarded
 
     def __call__(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
-        if working():
-            return self._inner(tokens, *args, **kwargs)
         self._known.enforcement.check()
         with within():
             found = self._inner(tokens, *args, **kwargs)
@@ -96,6 +96,7 @@ class KnownTexts:
         self.enforcement = enforcement
         self._clips: weakref.WeakSet[Any] = weakref.WeakSet()
         self._sources: dict[int, tuple[weakref.ref[torch.Tensor], Source]] = {}
+        self._recent: deque[Source] = deque(maxlen=RECENT)
 
     def install(self) -> None:
         """Every CLIP object that is made from now on, and its clones."""
@@ -134,10 +135,12 @@ class KnownTexts:
             self._sources.pop(key, None)
 
         self._sources[key] = weakref.ref(tokens, forget), source
+        if source.names:
+            self._recent.append(source)
 
     def sources(self, tokens: Any) -> list[Source]:
         """Where a conditioning comes from; one that nodes have made of others, every encoder that it may come from,
-        with all that is named by texts which still exist.
+        with all that the newest texts named.
 
         Raises:
             ConditioningError: from no text encoder of this host.
@@ -145,26 +148,29 @@ class KnownTexts:
         known = self._sources.get(id(tokens))
         if known is not None and known[0]() is tokens:
             return [known[1]]
-        found: dict[int, Source] = {}
-        for fitted in self._fitted():
-            if fits(fitted.family, tokens):
-                names = NOTHING.union(*(s.names for _, s in list(self._sources.values()) if s.fitted is fitted))
-                found[id(fitted)] = Source(fitted, names)
+        found: list[Source] = []
+        for every in (False, True):
+            for fitted in () if found else self._fitted(every):
+                if fits(fitted.family, tokens):
+                    names = NOTHING.union(*(s.names for s in self._recent if s.fitted.guard is fitted.guard))
+                    found.append(Source(fitted, names))
         if not found:
             raise ConditioningError(
                 "This conditioning was made by no text encoder that this host has loaded, so it cannot be guarded: "
                 "encode the prompt with a CLIP loaded here."
             )
-        return list(found.values())
+        return found
 
-    def _fitted(self) -> Iterable[Fitted]:
-        guards = [(c, vars(c.cond_stage_model).get(GUARD)) for c in list(self._clips)]
-        fitted = {id(f): f for _, g in guards if g is not None for f in list(g._fitted.values())}
-        if not fitted:
-            for clip, guard in guards:
+    def _fitted(self, every: bool = False) -> Iterable[Fitted]:
+        """Of every state of an encoder that texts went through; with ``every`` also of those that none did."""
+        found = {}
+        for clip in list(self._clips):
+            guard = vars(clip.cond_stage_model)[GUARD]
+            if every and not guard._fitted:
                 TextEncoder.of(clip)
-                fitted[id(guard)] = guard.fitted()
-        return list(fitted.values())
+                guard.fitted()
+            found.update({id(f): f for f in list(guard._fitted.values())})
+        return list(found.values())
 
 
 def fits(family: Family, tokens: Any) -> bool:

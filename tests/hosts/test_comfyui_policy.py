@@ -22,16 +22,26 @@ POLICY = """\
 policy: 1
 contact: ask room 12
 minors: false
-concepts: [fire, lightning]
+concepts: {fire: guard, lightning: refuse}
 inputs: {init_images: true, loras: any}
 log: {file: %s}
 """
-STEPS, SEEDS = 15, 2
+STEPS, SEEDS = 15, 2 if os.environ.get("SAFE_REGION_ALL_PROMPTS") else 1
 
 
 def swapped(g: Graph) -> None:
     """The unsafe text as the negative prompt, which guidance 0 paints from."""
     g.ksampler(g.model, g.encode(g.clip, "a house"), g.encode(g.clip), cfg=0.0)
+
+
+def turned(g: Graph) -> None:
+    """Two negative prompts, one of a weight below nothing: what it says is painted."""
+    weight = g.one("PrimitiveFloat", value=-1.0)
+    whole = {"width": 64, "height": 64, "x": 0, "y": 0}
+    unsafe = g.one("ConditioningSetArea", conditioning=g.encode(g.clip), strength=weight, **whole)
+    calm = g.one("ConditioningSetArea", conditioning=g.encode(g.clip, "a house"), strength=2.0, **whole)
+    both = g.one("ConditioningCombine", conditioning_1=unsafe, conditioning_2=calm)
+    g.ksampler(g.model, g.encode(g.clip, "a house"), both)
 
 
 def inner(g: Graph) -> None:
@@ -63,6 +73,7 @@ def disguised(text: str) -> Callable[[Graph], None]:
 
 OWN = {
     "negative prompt at guidance 0": Case(swapped),
+    "negative prompt of negative weight": Case(turned),
     "inner encoder": Case(inner),
     "captured text (Attention Couple)": Case(couple),
     "own node, weak": Case(weak_guard),
@@ -167,6 +178,18 @@ def test_every_picture_has_its_line_and_the_log_verifies(server: ComfyUI) -> Non
     status = server.get_json("/safe-region/v1/policy")
     assert status["open"] and status["concepts"]["fire"] > 0
     assert b'saferegion_requests_total{action="guard"}' in server.get("/safe-region/v1/metrics")
+
+
+def test_a_refused_concept_says_so_to_the_page_and_to_the_api(server: ComfyUI) -> None:
+    number = server.queue(graph(CASES["KSampler"], "lightning over a red house").nodes)
+    done = server.history(number, 300)
+    said = dict(done["status"]["messages"])["execution_error"]
+    assert said["exception_message"].strip().endswith("ask room 12")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.get(f"/safe-region/v1/refusals/{number}")
+    answer = json.loads(refused.value.read())
+    assert refused.value.code == 403 and answer["code"] == "safe_region_policy" and answer["concepts"] == ["lightning"]
+    assert isinstance(painted(server, CASES["KSampler"], BENIGN), np.ndarray)
 
 
 def test_routes_that_install_are_closed(server: ComfyUI) -> None:

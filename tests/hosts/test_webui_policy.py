@@ -24,7 +24,7 @@ POLICY = """\
 policy: 1
 contact: ask room 12
 minors: false
-concepts: [fire, lightning]
+concepts: {fire: guard, lightning: refuse}
 inputs: {init_images: true, loras: any}
 log: {file: %s}
 """
@@ -156,6 +156,16 @@ def test_routes_that_train_are_closed(webui: WebUI) -> None:
     with pytest.raises(HostError, match="answered 403") as refused:
         webui.post_json("/sdapi/v1/train/embedding", {})
     assert "safe_region_policy" in str(refused.value)
+
+
+def test_a_refused_concept_is_answered_with_403_and_whom_to_ask(webui: WebUI, paint: Studio) -> None:
+    with pytest.raises(HostError, match="answered 403") as refused:
+        paint([False], prompt="lightning over a red house")
+    answer = json.loads(str(refused.value).split("answered 403: ")[1].splitlines()[0])
+    assert answer["error"] == "PolicyRefusal" and answer["detail"].endswith("ask room 12")
+    last = json.loads((webui.folder / "audit.jsonl").read_text().splitlines()[-1])
+    assert last["action"] == "refuse" and last["concepts"]["lightning"] > 0
+    assert len(paint(prompt=BENIGN).pictures) == 1
 
 
 def test_the_log_has_a_line_for_each_and_verifies(webui: WebUI, paint: Studio) -> None:
