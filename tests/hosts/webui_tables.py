@@ -75,11 +75,21 @@ def table(part: str, file: Path) -> str:
     return f"## {title}\n" + "\n".join(lines) + "\n"
 
 
+def unseen(file: Path) -> str:
+    """The extensions that were asked for and are not in the table."""
+    from webui_public import CASES
+
+    rows = [json.loads(line)[0] for line in file.read_text(encoding="utf-8").splitlines()]
+    left = [name for name in CASES if not any(row.startswith(f"{name} (") for row in rows)]
+    return f"Not seen at work so far: {'; '.join(left)}.\n" if left else ""
+
+
 def main(folder: Path) -> None:
     files = {part: folder / f"{part}.jsonl" for part in PARTS}
-    PAGE.write_text(
-        "\n".join([HEAD, *(table(part, file) for part, file in files.items() if file.is_file())]), encoding="utf-8"
-    )
+    found = {part: table(part, file) for part, file in files.items() if file.is_file()}
+    if "public" in found:
+        found["public"] += f"\n{unseen(files['public'])}"
+    PAGE.write_text("\n".join([HEAD, *found.values()]), encoding="utf-8")
 
 
 if __name__ == "__main__":
