@@ -6,6 +6,7 @@ None of their code is here: SAFE_REGION_EXTENSIONS names a folder with their che
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -138,6 +139,14 @@ CASES: dict[str, Public] = {
 }  # fmt: skip
 ALONE = {"prompt-fusion-extension"}
 """What takes the place of the host's own parts while it is installed, used or not."""
+SETTINGS: dict[str, Any] = {
+    "dp_ignore_whitespace": False, "dp_write_raw_template": False, "dp_write_prompts_to_file": False,
+    "dp_parser_variant_start": "{", "dp_parser_variant_end": "}", "dp_parser_wildcard_wrap": "__",
+    "dp_limit_jinja_prompts": False, "dp_auto_purge_cache": False, "dp_wildcard_manager_no_dedupe": False,
+    "dp_wildcard_manager_no_sort": False, "dp_wildcard_manager_shuffle": False, "dp_magicprompt_default_model": "",
+    "dp_magicprompt_batch_size": 1,
+}  # fmt: skip
+"""Dynamic Prompts declares its settings after the host has read them, so that it fails until someone has saved them."""
 
 
 def checkout(case: Public) -> Path:
@@ -149,6 +158,8 @@ def install(data: Path, host: str, alone: bool) -> list[str]:
     """Copies into the data directory of a host what is for it; names of those that are not here."""
     missing = []
     (data / "ui-config.json").write_text("{}", encoding="utf-8")  # one of them reads it before it is there
+    config = data / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), **SETTINGS}), encoding="utf-8")
     for case in {c.name: c for c in CASES.values() if host in c.hosts and (c.name in ALONE) == alone}.values():
         if (checkout(case) / "scripts").is_dir():
             shutil.copytree(checkout(case), data / "extensions" / case.name, ignore=shutil.ignore_patterns(".git"))
