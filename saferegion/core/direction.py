@@ -19,6 +19,8 @@ from .readout import check_tensor
 from .texts import KINDS
 from .writing import write_whole
 
+GATE = "gate"
+"""Kind of a direction whose detector decides whether a prompt is balanced."""
 METHODS = ("compiled", "discovered", "imported")
 
 
@@ -27,7 +29,7 @@ class Meta:
     """What people read, and where a direction comes from.
 
     Attributes:
-        title: what people read. kind: ``exclude`` or ``balance``. version: of the recipe.
+        title: what people read. kind: ``exclude``, ``balance`` (of an axis) or ``gate``. version: of the recipe.
         family: encoder family as its loader names it. recipe: SHA-256 of recipe and neutral prompts, hex, or "".
         method: ``compiled``, ``discovered`` or ``imported``. seed: of the method.
         calibration: figures measured while fitting. licence: SPDX identifier or text.
@@ -47,8 +49,8 @@ class Meta:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise SafeRegionError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}.")
+        if self.kind not in (*KINDS, GATE):
+            raise SafeRegionError(f"kind must be one of {', '.join((*KINDS, GATE))}; got {self.kind!r}.")
         if self.method not in METHODS:
             raise SafeRegionError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
 

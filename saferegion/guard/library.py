@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -202,7 +203,7 @@ class Library:
             if kept is not None:
                 ready[i] = kept
                 continue
-            if why := recall(self._folder(), encoder, _key(concept, benign, settings)):
+            if why := recall(self.cache_folder(), encoder, _key(concept, benign, settings)):
                 raise NotSeparableError(why)
             missing.setdefault(benign, []).append(i)
         for benign, which in missing.items():
@@ -253,7 +254,7 @@ class Library:
         wanted = {c.name: c for c in recipes}
 
         def known(c: Concept) -> bool:
-            return recall(self._folder(), encoder, _key(c, neutral, settings)) is None
+            return recall(self.cache_folder(), encoder, _key(c, neutral, settings)) is None
 
         wanted = {n: c for n, c in wanted.items() if known(c)}
         while AGE in wanted and len(wanted) > 1:
@@ -288,21 +289,22 @@ class Library:
             for concept in wanted:
                 if _about(error, concept.name):
                     recipe = _key(concept, neutral, settings)
-                    remember(self._folder(), Failure(fingerprint_of(encode), recipe, str(error)))
+                    remember(self.cache_folder(), Failure(fingerprint_of(encode), recipe, str(error)))
             raise
         for direction in made:
-            self._keep(direction, settings)
+            self.keep(direction, settings)
         return made
 
     # -- packs and cache -----------------------------------------------------------------------------------------
 
-    def _folder(self) -> Path:
+    def cache_folder(self) -> Path:
+        """Where compiled directions are kept."""
         return cache_folder() if self.cache is None else self.cache
 
     def _packs(self, encoder: Fingerprint) -> list[Pack]:
         """Those of this encoder and this fit; a damaged one costs a warning."""
         found = []
-        for path, pack in list_packs([*self.folders, self._folder()]):
+        for path, pack in list_packs([*self.folders, self.cache_folder()]):
             if isinstance(pack, DirectionFileError):
                 log.warning("A vector pack is ignored (%s): %s", path, pack)
             elif pack.method == METHOD and pack.encoder.matches(encoder):
@@ -311,12 +313,18 @@ class Library:
 
     def _file(self, concept: str, recipe: str, encoder: Fingerprint, settings: CompileSettings) -> Path:
         widths = "-".join(f"{n}{w}" for n, w in encoder.widths)
-        return self._folder() / f"{concept}-{recipe[:16]}-fit{METHOD}{_tag(settings)}-{widths}"
+        concept = re.sub(r"[^a-z0-9]+", "-", concept.lower())
+        return self.cache_folder() / f"{concept}-{recipe[:16]}-fit{METHOD}{_tag(settings)}-{widths}"
 
     def _cached(
         self, concept: Concept, recipe: str, encoder: Fingerprint, settings: CompileSettings
     ) -> Direction | None:
-        stem = self._file(concept.name, recipe, encoder, settings)
+        found = self.kept(concept.name, recipe, encoder, settings)
+        return None if found is None else _renewed(found, concept)
+
+    def kept(self, name: str, recipe: str, encoder: Fingerprint, settings: CompileSettings) -> Direction | None:
+        """The direction of this name and digest that the cache has for ``encoder``; a damaged one costs a warning."""
+        stem = self._file(name, recipe, encoder, settings)
         try:
             candidates = sorted(stem.parent.glob(f"{stem.name}-*.safetensors"))
         except OSError:
@@ -328,12 +336,13 @@ class Library:
             except DirectionFileError as error:
                 log.warning("Compiled directions are ignored and made again: %s", error)
                 continue
-            here = direction.meta.recipe == recipe and direction.concept == concept.name
+            here = direction.meta.recipe == recipe and direction.concept == name
             if here and direction.encoder is not None and direction.encoder.matches(encoder):
                 found.append((direction.encoder.distance(encoder), direction))
-        return _renewed(min(found, key=lambda f: f[0])[1], concept) if found else None
+        return min(found, key=lambda f: f[0])[1] if found else None
 
-    def _keep(self, direction: Direction, settings: CompileSettings) -> None:
+    def keep(self, direction: Direction, settings: CompileSettings) -> None:
+        """Write a direction into the cache; where that cannot be done it costs a warning."""
         if direction.encoder is None:
             raise SafeRegionError("Only directions of a known encoder are kept.")
         stem = self._file(direction.concept, direction.meta.recipe, direction.encoder, settings)
