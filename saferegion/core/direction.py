@@ -16,11 +16,9 @@ from .errors import DirectionFileError, SafeRegionError
 from .fingerprint import Fingerprint
 from .movers import HalfSpaces, Mover, Offset
 from .readout import check_tensor
-from .texts import KINDS
+from .texts import DIRECTION_KINDS
 from .writing import write_whole
 
-GATE = "gate"
-"""Kind of a direction whose detector decides whether a prompt is balanced."""
 METHODS = ("compiled", "discovered", "imported")
 
 
@@ -49,8 +47,8 @@ class Meta:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in (*KINDS, GATE):
-            raise SafeRegionError(f"kind must be one of {', '.join((*KINDS, GATE))}; got {self.kind!r}.")
+        if self.kind not in DIRECTION_KINDS:
+            raise SafeRegionError(f"kind must be one of {', '.join(DIRECTION_KINDS)}; got {self.kind!r}.")
         if self.method not in METHODS:
             raise SafeRegionError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
 

@@ -6,6 +6,8 @@ import unicodedata
 
 KINDS = ("exclude", "balance")
 """Kinds of concepts: what is kept out, and what is balanced."""
+DIRECTION_KINDS = (*KINDS, "gate")
+"""Kinds of directions; a gate's detector decides whether a prompt is balanced."""
 LONGEST_NAME = 200
 LONGEST_TEXT = 4096
 JOINERS = "\u200c\u200d"
