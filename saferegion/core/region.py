@@ -41,10 +41,10 @@ class SafeRegion:
     Args:
         directions: what :func:`saferegion.compile`, :func:`saferegion.load_directions` … return; at least one. Their
             order changes nothing. All must belong to one text encoder.
-        strength: one number, or concept name -> number (the others keep 1). ``project``: 1 takes an open prompt to the
-            benign mean, 2 one displacement of the concept further, below 1 that part of the way (such a concept may
-            stay open, which the report says). ``steer``: how many times the concept is taken off. ``erase``: the part
-            removed, from 0 to 1. 0 switches a concept off.
+        strength: one number, or concept name -> number (the others keep 1). ``project``: 1 takes an open prompt to its
+            target (a little beyond the benign mean), 2 one displacement of the concept further, below 1 that part of
+            the way (such a concept may stay open, which the report says). ``steer``: how many times the concept is
+            taken off. ``erase``: the part removed, from 0 to 1. 0 switches a concept off.
         mode: ``project`` moves only prompts that are open; ``steer`` moves every token, always (Li et al. 2025);
             ``erase`` sets every token to the benign mean along the concepts.
 

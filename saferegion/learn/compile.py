@@ -41,6 +41,9 @@ WORDS, WHOLE, BOTH = 0.1, 0.1, 0.8
 RAISE = 0.1
 """Part of the way to the weakest held-out unsafe prompts by which a border of words is raised where that is further
 than the budget asks: where a concept stands clear of all else, near neighbours get the room."""
+BEYOND_MEAN = 0.3
+"""How far beyond the benign mean an open prompt is taken, in displacements: at the mean itself a word that leans on
+others beside it is still painted now and then."""
 CHOICES = (
     ("pair", "mean", "pooled"),
     ("token", "mean", "pooled"),
@@ -360,8 +363,9 @@ class _Concept:
             mean = standard.mean @ unit
             z = self.benign.tokens[space].scores(unit, mean)
             deviation = z[torch.isfinite(z)].std()
+        target = -(BEYOND_MEAN * u.norm()).reshape(1).cpu()
         return HalfSpaces(
-            u.unsqueeze(0).cpu(), mean.unsqueeze(0).cpu(), deviation.clamp_min(1e-9).reshape(1).cpu(), torch.zeros(1)
+            u.unsqueeze(0).cpu(), mean.unsqueeze(0).cpu(), deviation.clamp_min(1e-9).reshape(1).cpu(), target
         )
 
     def _unit(self, u: Tensor, space: str) -> Tensor:
