@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import files, policy_door
+from .nodes_balance import BalancePeople
 from .nodes_discover import DiscoverDirection
 from .nodes_guard import GuardCLIP, GuardConditioning, GuardModel, Inspect
 from .nodes_one import SafeRegionGuard
@@ -22,6 +23,7 @@ NODE_CLASS_MAPPINGS = {
     "SafeRegionSaveDirections": SaveDirections,
     "SafeRegionInspect": Inspect,
     "SafeRegionDiscover": DiscoverDirection,
+    "SafeRegionBalance": BalancePeople,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -35,4 +37,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "SafeRegionSaveDirections": "Save Directions",
     "SafeRegionInspect": "Inspect",
     "SafeRegionDiscover": "Discover Direction",
+    "SafeRegionBalance": "Balance",
 }

@@ -17,9 +17,9 @@ of HunyuanDiT where the prompt is long, read those rows all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,6 +34,8 @@ BEGIN_TOLERANCE = 0.25
 """Relative distance up to which a row is taken for a begin token. A LoRA moves it by a few hundredths; other tokens,
 and the begin token of other encoders, are further away."""
 _SAME = 1e-3
+
+Told = TypeVar("Told")
 
 Output = tuple[torch.Tensor, torch.Tensor | None, Mapping[str, Any]]
 """``cross_attn`` [B, T, D], ``pooled_output`` [B, P] or None, and everything else by its key."""
@@ -208,13 +210,28 @@ class Family:
             ConditioningError: it cannot be guarded.
             UnresolvedError: a concept stayed open, so nothing may be painted of it.
         """
+
+        def resolved(c: Conditioning) -> tuple[Conditioning, GuardReport]:
+            after, report = guard.apply(c)
+            report.require_resolved()
+            return after, report
+
+        return self.change(resolved, tokens, pooled, extras)
+
+    def change(
+        self,
+        change: Callable[[Conditioning], tuple[Conditioning, Told]],
+        tokens: torch.Tensor,
+        pooled: torch.Tensor | None,
+        extras: Mapping[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any], Told | None]:
+        """One conditioning as ``change`` leaves it, and what it tells; returns and raises as :meth:`guard`."""
         self._check(tokens, pooled, extras)
         parts = self._parts(tokens, pooled, extras)
         if not any(bool(p.mask.any()) for p in parts) and self._pooled(pooled, tokens) is None:
             return tokens, pooled, {}, None
         before = self._pack(parts, self._pooled(pooled, tokens))
-        after, report = guard.apply(before)
-        report.require_resolved()
+        after, report = change(before)
         if after is before:
             return tokens, pooled, {}, report
         changed: dict[str, Any] = {}

@@ -14,6 +14,8 @@ SUFFIX = ".safetensors"
 RECIPES = (".yaml", ".yml")
 NEUTRAL = "neutral"
 PACKS = "packs"
+BALANCE = "balance"
+"""Folder of own axes."""
 
 
 def register() -> None:
@@ -34,9 +36,13 @@ def library() -> sr.Library:
 
 
 def saved() -> list[str]:
-    """Recipes and direction files of the user, by their path in the folder; those of vector packs are none of them."""
+    """Recipes and direction files of the user, by their path in the folder; vector packs and axes are none of them."""
     names = folder_paths.get_filename_list(FOLDER)
-    return [n for n in names if Path(n).stem != NEUTRAL and Path(n.replace("\\", "/")).parts[0] != PACKS]
+    return [n for n in names if Path(n).stem != NEUTRAL and _first(n) not in (PACKS, BALANCE)]
+
+
+def _first(name: str) -> str:
+    return Path(name.replace("\\", "/")).parts[0]
 
 
 def saved_directions() -> list[str]:

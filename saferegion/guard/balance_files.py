@@ -40,6 +40,40 @@ def find_axis(library: Library, name: str) -> AxisRecipe:
     return found
 
 
+def wanted_of(text: str) -> list[Wanted]:
+    """Axes with their shares from a text of one axis a line: ``gender``, or ``gender: woman 50, man 50``; lines that
+    begin with # are off.
+
+    Raises:
+        BalanceError: a share that is no number, an axis or a group that stands twice, or none at all.
+    """
+    found: list[Wanted] = []
+    for line in text.splitlines():
+        axis, _, shares = (part.strip() for part in line.partition(":"))
+        if not axis or axis.startswith("#"):
+            continue
+        if axis in {w.axis for w in found}:
+            raise BalanceError(f"'{axis}' is chosen twice; keep one.")
+        numbers: dict[str, float] = {}
+        for part in filter(None, (p.strip() for p in shares.split(","))):
+            group, _, share = part.removesuffix("%").strip().rpartition(" ")
+            try:
+                number = float(share)
+            except ValueError:
+                group = ""
+            if not group.strip():
+                raise BalanceError(
+                    f"'{axis}': write every group with its share, as in 'woman 50, man 50'; got '{part}'."
+                )
+            if group.strip() in numbers:
+                raise BalanceError(f"'{axis}' has a share of '{group.strip()}' twice; keep one.")
+            numbers[group.strip()] = number
+        found.append(Wanted(axis, numbers or None))
+    if not found:
+        raise BalanceError("Choose at least one axis to balance.")
+    return found
+
+
 def _files(folder: Path) -> list[Path]:
     try:
         return sorted(p for p in folder.glob(f"{PREFIX}*.yaml") if p.is_file())
@@ -152,4 +186,4 @@ def refuse_axis(name: str, library: Library) -> None:
         )
 
 
-__all__ = ["SafeRegionError", "axis_names", "balance_of", "find_axis", "recipes_of", "refuse_axis"]
+__all__ = ["SafeRegionError", "axis_names", "balance_of", "find_axis", "recipes_of", "refuse_axis", "wanted_of"]

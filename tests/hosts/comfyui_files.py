@@ -13,6 +13,7 @@ from saferegion_lab.microworld import DATA, MicroWorld
 
 FOLDERS = ("checkpoints", "controlnet", "embeddings", "loras", "safe_region")
 RECIPES = ("fire.yaml", "lightning.yaml", "neutral.yaml")
+AXIS = "axis-hat.yaml"
 LORA, EMBEDDING = "styled.safetensors", "ember.safetensors"
 EMBEDDED = "burning"
 """The word whose own vector the embedding is: a prompt with it says fire without a word for it."""
@@ -26,6 +27,8 @@ def write(models: Path, world: MicroWorld) -> None:
         (models / folder).mkdir(parents=True)
     for recipe in RECIPES:
         shutil.copyfile(DATA / recipe, models / "safe_region" / recipe)
+    (models / "safe_region" / "balance").mkdir()
+    shutil.copyfile(DATA / AXIS, models / "safe_region" / "balance" / AXIS)
     save_file(lora(world), models / "loras" / LORA)
     save_file({"clip_l": embedding(world, EMBEDDED)}, models / "embeddings" / EMBEDDING)
 
