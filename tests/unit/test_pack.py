@@ -83,8 +83,8 @@ def messages(value: Any) -> Iterator[str]:
 # -- nodes -------------------------------------------------------------------------------------------------------------
 
 
-def test_there_are_ten_nodes_and_each_says_what_it_is_for(pack: ModuleType) -> None:
-    assert len(pack.NODE_CLASS_MAPPINGS) == 10
+def test_there_are_eleven_nodes_and_each_says_what_it_is_for(pack: ModuleType) -> None:
+    assert len(pack.NODE_CLASS_MAPPINGS) == 11
     assert pack.NODE_CLASS_MAPPINGS.keys() == pack.NODE_DISPLAY_NAME_MAPPINGS.keys()
     for name, node in pack.NODE_CLASS_MAPPINGS.items():
         assert name.startswith("SafeRegion") and node.DESCRIPTION
