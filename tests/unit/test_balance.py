@@ -15,7 +15,7 @@ from fakes import FakeEncoder, _vector, benign_prompts
 from saferegion import Concept, Conditioning, Library, SafeRegion, compile
 from saferegion.core.errors import BalanceError, EncoderMismatchError, NotSeparableError, RecipeError, SafeRegionError
 from saferegion.guard.balance import Balance, Wanted
-from saferegion.guard.balance_files import axis_names, balance_of, find_axis, recipes_of, refuse_axis
+from saferegion.guard.balance_files import axis_names, balance_of, find_axis, recipes_of, refuse_axis, wanted_of
 from saferegion.guard.files import load_directions
 from saferegion.learn.balance import Set, compile_balance
 from saferegion.learn.people import bundled_gates, read_axis, read_gate
@@ -322,6 +322,32 @@ def test_names_that_are_wrong(library: Library, encode: PeopleEncoder) -> None:
     with pytest.raises(BalanceError, match="use Balance"):
         refuse_axis("gender", library)
     refuse_axis("nudity", library)
+
+
+def test_axes_and_shares_as_people_write_them() -> None:
+    asked = wanted_of("gender: woman 60, man 40 %\n\n# age\nskin-tone\nmy/height: very tall 1, short 0")
+    assert asked == [
+        Wanted("gender", {"woman": 60, "man": 40}),
+        Wanted("skin-tone"),
+        Wanted("my/height", {"very tall": 1, "short": 0}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "at least one axis"),
+        ("# gender", "at least one axis"),
+        ("gender\ngender: woman 1", "'gender' is chosen twice"),
+        ("gender: woman", "every group with its share"),
+        ("gender: 50, 50", "every group with its share"),
+        ("gender: woman many", "every group with its share"),
+        ("gender: woman 50, woman 50", "a share of 'woman' twice"),
+    ],
+)
+def test_what_people_write_wrongly(text: str, said: str) -> None:
+    with pytest.raises(BalanceError, match=said):
+        wanted_of(text)
 
 
 def test_a_gate_file_is_no_axis(tmp_path: Path) -> None:
