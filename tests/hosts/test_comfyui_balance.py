@@ -13,6 +13,8 @@ from host_servers import ComfyUI, HostError
 
 PERSON, STATED = "a baker at sunset", "a baker with a round hat"
 SEED = 100
+SAME = 0.1
+"""Of latents of some tens: a network rounds a batch otherwise than one picture."""
 
 
 def graph(text: str, count: int = 16, axes: str = "my/hat", only: int | None = None, **changed: Any) -> Graph:
@@ -48,7 +50,8 @@ def test_the_groups_of_a_batch_equal_the_quota_and_a_picture_is_the_same_alone(c
     assert all(not torch.equal(a, b) for a, b in zip(plain, painted, strict=True))
     alone = comfyui.run(graph(PERSON, only=3).nodes)
     assert groups(alone) == ["pointed"]
-    assert torch.allclose(comfyui.latents(alone["latent"])[0], painted[3], atol=1e-4)
+    again = comfyui.latents(alone["latent"])[0]
+    assert float((again - painted[3]).abs().max()) < SAME < float((plain[3] - painted[3]).abs().max())
 
 
 def test_shares_of_the_user_s_own(comfyui: ComfyUI) -> None:
