@@ -21,6 +21,7 @@ ROOMS = {
     "discover": {"core", "learn", "discover"},
     "guard": {"core", "learn", "discover", "guard"},
     "view": {"core", "view"},
+    "diffusers": {"core", "learn", "discover", "guard", "diffusers"},
 }
 """Room of the product -> rooms it may import."""
 
