@@ -6,13 +6,13 @@ from typing import Any
 
 from saferegion.core.errors import SafeRegionError
 from saferegion.guard.second_look import undisguised
+from saferegion.guard.watch import Watch
 
 from . import host, interception, notes, policy_door, schedules
 from .generation import Generation, Seen, current, generation_of, guards, now
 from .layout import parts_of, tokens_of, whole_of
 from .refusal import SafeRegionRefused
 from .telling import shown
-from .watch import Watch
 
 
 def watching(generation: Generation) -> Watch:

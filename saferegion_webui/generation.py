@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saferegion.guard.selection import GuardReport
+from saferegion.guard.watch import Watch
 
 from . import host, policy_door
 from .arguments import Arguments
@@ -18,7 +19,6 @@ from .guards import Guards
 from .refusal import SafeRegionRefused
 from .settings import default_concepts, option
 from .telling import shown
-from .watch import Watch
 
 AXES = ("enabled", "strength", "strengths", "mode")
 """Arguments that X/Y/Z sets on a processing, as ``safe_region_<name>``."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .watch import Watch, away_of
+from saferegion.guard.watch import Watch, away_of
 
 Handler = Callable[..., Any]
 """``(p, conditionings, required_prompts, steps, extra_network_data, hires_steps)`` -> conditionings."""

@@ -401,7 +401,8 @@ def _usable(d: Direction, mode: str) -> None:
         raise SafeRegionError(f"'{d.concept}' has no detector (it is {d.method}) and can only steer: use mode 'steer'.")
     if mode != "steer" and d.kind != "exclude":
         raise SafeRegionError(
-            f"'{d.concept}' is an axis to balance, not a concept to keep out; it can only be steered along."
+            f"'{d.concept}' is for Balance, which shares groups of people out over the pictures: it cannot be kept out "
+            "or erased, as that would take away what a prompt says; it can only be steered along."
         )
     if mode == "erase" and not all(isinstance(m, HalfSpaces) for m in d.movers.values()):
         raise SafeRegionError(f"'{d.concept}' is an offset, which can be projected or steered, but not erased.")

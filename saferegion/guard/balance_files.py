@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.direction import Direction
-from ..core.errors import BalanceError, NotSeparableError, RecipeError, SafeRegionError
+from ..core.errors import BalanceError, NotSeparableError, RecipeError
 from ..core.fingerprint import Fingerprint, fingerprint_of
 from ..learn.balance import Set, compile_balance
 from ..learn.people import FOLDER, AxisRecipe, balance_folder, read_axis
@@ -159,7 +159,7 @@ def _compiled(
     progress: Progress | None,
     settings: CompileSettings,
 ) -> list[Direction]:
-    """Of all axes, those that are not asked for now included; what does not separate is remembered."""
+    """Of every axis of the set, whichever is asked for; what does not separate is remembered."""
     encoder = fingerprint_of(encode)
     try:
         found = compile_balance(recipes, encode, progress, settings)
@@ -175,15 +175,3 @@ def _compiled(
         if name in found.refused:
             raise found.refused[name]
     return list(found.directions)
-
-
-def refuse_axis(name: str, library: Library) -> None:
-    """Raises BalanceError: ``name`` is an axis, which cannot be kept out or erased."""
-    if name in {n.removeprefix(OWN) for n in axis_names(library)}:
-        raise BalanceError(
-            f"'{name}' is an axis of how people look, and erasing it would take away what a prompt says: use Balance, "
-            "which shares its groups out over the pictures."
-        )
-
-
-__all__ = ["SafeRegionError", "axis_names", "balance_of", "find_axis", "recipes_of", "refuse_axis", "wanted_of"]

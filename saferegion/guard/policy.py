@@ -142,7 +142,6 @@ class Policy:
     Attributes:
         rules: concepts. negative: whether negative prompts are held to them as well.
         minors: whether an encoder without the minors baseline is refused.
-        balance: by axis that users may balance, its allowed shares by group; empty: any shares.
         contact: whom users can ask, shown with every refusal.
         flags: ``refuse`` or ``warn``: what becomes of a host that was started with flags that open it.
         digest: SHA-256 of the file. pinned: files that may not change while a host runs.
@@ -152,7 +151,6 @@ class Policy:
     rules: tuple[Rule, ...]
     negative: bool = False
     minors: bool = True
-    balance: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     inputs: Inputs = Inputs()
     routes: Routes = Routes()
     log: LogSettings = LogSettings()

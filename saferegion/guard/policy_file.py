@@ -85,7 +85,6 @@ def read_policy(path: str | Path, library: Library | None = None) -> Policy:
         rules=rules,
         negative=known.get("negative_prompts", False),
         minors=known.get("minors", True),
-        balance=known.get("balance", {}),
         inputs=known.get("inputs", Inputs()),
         routes=known.get("routes", Routes(refused=CLOSED_ROUTES)),
         log=log,
@@ -120,7 +119,7 @@ def _rules(at: At, known: Mapping[str, Any], library: Library) -> tuple[tuple[Ru
         except SafeRegionError as error:
             raise PolicyError(f"{here.file}{here.line}: {_nearest(str(name), library.names(), str(error))}") from None
         if isinstance(concept, Concept) and concept.kind != "exclude":
-            raise PolicyError(f"{here.file}{here.line}: '{name}' is an axis to balance: put it below 'balance'.")
+            raise PolicyError(f"{here.file}{here.line}: '{name}' is an axis to balance, which a policy does not bind.")
         rules.append(replace(usual, name=str(name), concept=concept, **said))
         files.append(where)
     if not rules:
@@ -256,24 +255,6 @@ def _concepts(at: At, value: Any) -> dict[Text | str, dict[str, Any]]:
     return found
 
 
-def _balance(at: At, value: Any) -> dict[str, dict[str, float]]:
-    """By axis its shares by group, or nothing: any shares."""
-    if isinstance(value, list):
-        return {_text(at, axis): {} for axis in value}
-    if not isinstance(value, dict):
-        raise at.wrong("a list of axes, or a mapping of axes to shares", value)
-    found = {}
-    for axis, shares in value.items():
-        here = at.inner(axis)
-        if not isinstance(axis, str) or not isinstance(shares, dict | None):
-            raise here.wrong("a mapping of groups to shares, or nothing", shares)
-        each = {str(group): _number(0.0, 1e6)(here.inner(group), share) for group, share in (shares or {}).items()}
-        if each and not sum(each.values()) > 0:
-            raise here.wrong("shares of which one at least is more than 0", shares)
-        found[str(axis)] = each
-    return found
-
-
 _RULE: dict[str, Read] = {
     "strength": _number(0.1, STRONGEST),
     "preset": _one_of(*PRESETS),
@@ -295,7 +276,6 @@ _TOP: dict[str, Read] = {
     "concepts": _concepts,
     "minors": _bool,
     "negative_prompts": lambda at, value: _one_of(GUARD, "leave")(at, value) == GUARD,
-    "balance": _balance,
     "inputs": lambda at, value: Inputs(**_mapping(at, value, _INPUTS)),
     "routes": lambda at, value: Routes(**{"refused": CLOSED_ROUTES, **_mapping(at, value, _ROUTES)}),
     "log": lambda at, value: LogSettings(**_mapping(at, value, _LOG)),
@@ -324,9 +304,6 @@ concepts:
 
 minors: true           # a text encoder for which the baseline for minors cannot be made is refused
 negative_prompts: leave   # guard: negative prompts are held to the concepts as well
-
-# Axes that users may balance; with shares, those alone.
-balance: []
 
 # What is not text and may still be painted from.
 inputs:

@@ -248,10 +248,11 @@ def direction_files(world: MicroWorld, fire: Direction, comfyui_folder: Path, ex
         c = world.encode(prompts)
         return c.replace(torch.cat([c.tokens, c.tokens], 2), c.pooled)
 
-    one = torch.ones(1, 128)
+    width = wider(["a"]).tokens.shape[2]
+    one = torch.ones(1, width)
     told = Detector((Term(Readout("tokens", "token"), one, torch.zeros(1, 1)),), torch.ones(1))
     movers = {"tokens": HalfSpaces(one, torch.zeros(1, 1), torch.ones(1), torch.zeros(1))}
-    wide = {"detector": told, "movers": movers, "rest": {"tokens": torch.zeros(1, 128)}, "witness": None}
+    wide = {"detector": told, "movers": movers, "rest": {"tokens": torch.zeros(1, width)}, "witness": None}
     replace(fire, encoder=Fingerprint.of(wider), **wide).save(folder / "wider.safetensors")
 
     metadata, tensors = fire.metadata(), fire.tensors()

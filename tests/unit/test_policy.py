@@ -74,7 +74,7 @@ BAD = {
     "hash": (SMALL + "inputs: {loras: [abc]}\n", "line 3", "SHA-256"),
     "route": (SMALL + "routes: {allowed: [sdapi]}\n", "line 3", "begin with /"),
     "log": (SMALL + "log: {file: ''}\n", "line 3", "path of a file"),
-    "shares": (SMALL + "balance:\n  age: {young: 0, old: 0}\n", "line 4", "more than 0"),
+    "balance": (SMALL + "balance: [age]\n", "line 3", "balance"),
     "contact": (SMALL + "contact: [a]\n", "line 3", "a text"),
     "tag": ("policy: !!python/object/apply:os.system [id]\n", "line 1", "not valid YAML"),
     "no mapping": ("- policy\n", "", "mapping"),

@@ -253,7 +253,7 @@ def test_erase_puts_every_token_on_the_benign_mean_and_never_beyond(seed: int) -
 def test_axes_are_refused_where_they_would_wipe_what_a_prompt_states() -> None:
     axis = dataclasses.replace(direction("gender", Shape(), 1), meta=Meta(kind="balance", method="imported"))
     for mode in ("project", "erase"):
-        with pytest.raises(SafeRegionError, match="axis to balance"):
+        with pytest.raises(SafeRegionError, match="is for Balance"):
             SafeRegion([axis], 1.0, mode)
     SafeRegion([axis], 1.0, "steer")
 
