@@ -357,7 +357,7 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str, str]] = {
         for guard, kind in GUARD.items()
         for name, said in (
             ("stranger.safetensors", "another text encoder of the same size"),
-            ("wider.safetensors", "tokens of width 128"),
+            ("wider.safetensors", "tokens of width 192"),
         )
     },
     "stranger.safetensors, inspect": (
@@ -408,7 +408,7 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str, str]] = {
             ("text for a tensor", "no token embeddings"),
             ("integers", "no token embeddings"),
             ("rank 2", "no token embeddings"),
-            ("wider", "128 wide"),
+            ("wider", "192 wide"),
             ("pooled of rank 3", "pooled_output"),
             ("another key", "conditioning_of_another"),
         )
