@@ -26,6 +26,7 @@ from .errors import BalanceError
 FEWEST_GROUPS, MOST_GROUPS = 2, 8
 MOST_CELLS = 512
 """Most combinations of groups of several axes."""
+NO_AXIS = "Choose at least one axis to balance."
 LONGEST_ROUND = 4096
 """Numbers after which a round of groups begins again at the latest; shares that need more are rounded for single
 pictures, never for a batch."""
@@ -144,7 +145,7 @@ class Quota:
 
     def __post_init__(self) -> None:
         if not self.axes:
-            raise BalanceError("Choose at least one axis to balance.")
+            raise BalanceError(NO_AXIS)
         names = [a.axis for a in self.axes]
         if twice := [n for n in names if names.count(n) > 1]:
             raise BalanceError(f"'{twice[0]}' is chosen twice; keep one.")

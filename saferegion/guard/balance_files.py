@@ -9,6 +9,7 @@ from pathlib import Path
 from ..core.direction import Direction
 from ..core.errors import BalanceError, NotSeparableError, RecipeError
 from ..core.fingerprint import Fingerprint, fingerprint_of
+from ..core.quota import NO_AXIS
 from ..learn.balance import Set, compile_balance
 from ..learn.people import FOLDER, AxisRecipe, balance_folder, read_axis
 from ..learn.settings import CompileSettings, Encode, Progress
@@ -70,7 +71,7 @@ def wanted_of(text: str) -> list[Wanted]:
             numbers[group.strip()] = number
         found.append(Wanted(axis, numbers or None))
     if not found:
-        raise BalanceError("Choose at least one axis to balance.")
+        raise BalanceError(NO_AXIS)
     return found
 
 
@@ -94,7 +95,7 @@ def recipes_of(library: Library, names: Sequence[str]) -> Set:
         BalanceError: none is named, or one with gates of its own beside others.
     """
     if not names:
-        raise BalanceError("Choose at least one axis to balance.")
+        raise BalanceError(NO_AXIS)
     wanted = [find_axis(library, n) for n in dict.fromkeys(names)]
     own = [a for a in wanted if a.gates is not None]
     if own:

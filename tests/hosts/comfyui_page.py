@@ -89,6 +89,28 @@ class Desk:
     def setting(self, name: str, value: Any) -> None:
         self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
 
+    def speaks(self, language: str) -> bool:
+        """Sets the language of the page; whether it offers it, and has fallen back to English else."""
+        self.setting("Comfy.Locale", language)
+        self.page.wait_for_timeout(1500)
+        now: str = self.page.evaluate(
+            """() => {
+                const root = [...document.querySelectorAll('*')].find(e => e.__vue_app__)
+                return root.__vue_app__.config.globalProperties.$i18n.locale
+            }"""
+        )
+        return now == language
+
+    def error(self) -> str:
+        """What the page says of a run that has failed: in a dialog, or behind its button for the details."""
+        dialog, details = self.page.get_by_role("dialog"), self.page.get_by_test_id("error-overlay-see-errors")
+        dialog.or_(details).first.wait_for()
+        if not details.is_visible():
+            return str(dialog.inner_text())
+        details.click()
+        self.page.wait_for_timeout(1000)
+        return str(self.page.inner_text("body"))
+
     def says(self, language: str, keys: list[str]) -> list[str]:
         """What the page shows for keys of its translations."""
         found: list[str] = self.page.evaluate(

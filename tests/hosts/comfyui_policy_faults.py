@@ -31,11 +31,14 @@ import nodes  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+in_use: list[Any] = []
+"""What was loaded last: the hooks forget an encoder that nothing uses any more."""
 
 
 def paint(text: str) -> torch.Tensor:
     with torch.inference_mode():
         loaded = nodes.CheckpointLoaderSimple().load_checkpoint("microworld.safetensors")
+        in_use[:] = loaded
         model, clip, _ = loaded[:3]
         positive, negative = (nodes.CLIPTextEncode().encode(clip, t)[0] for t in (text, ""))
         latent = nodes.EmptyLatentImage().generate(64, 64)[0]

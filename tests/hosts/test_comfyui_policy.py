@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from comfyui_cases import BENIGN, CASES, UNSAFE, Case, Graph
 from host_servers import ComfyUI, Host, HostError
+from policy_rows import record, write_policy
 
 from saferegion.guard.audit import verify_log
 from saferegion_lab.microworld import MicroWorld
 
-POLICY = """\
-policy: 1
-contact: ask room 12
-minors: false
-concepts: {fire: guard, lightning: refuse}
-inputs: {init_images: true, loras: any}
-log: {file: %s}
-"""
-STEPS, SEEDS = 15, 2 if os.environ.get("SAFE_REGION_ALL_PROMPTS") else 1
+STEPS = 15
+BURNING = 2 if os.environ.get("SAFE_REGION_ALL_PROMPTS") else 1
+"""Pictures of a row that show fire without a policy."""
+SEEDS = 8
+"""How many seeds are tried to find them."""
 
 
 def swapped(g: Graph) -> None:
@@ -98,8 +95,8 @@ QUIET: frozenset[str] = frozenset()
 @pytest.fixture(scope="module")
 def server(comfyui_host: Host, comfyui_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     folder = tmp_path_factory.mktemp("policy")
-    (folder / "policy.yaml").write_text(POLICY % (folder / "audit.jsonl"))
-    with ComfyUI(comfyui_host, comfyui_folder, SAFE_REGION_POLICY=str(folder / "policy.yaml")) as running:
+    policy = write_policy(folder)
+    with ComfyUI(comfyui_host, comfyui_folder, SAFE_REGION_POLICY=str(policy)) as running:
         running.policy = folder  # type: ignore[attr-defined]
         yield running
 
@@ -133,36 +130,37 @@ def painted(server: ComfyUI, case: Case, text: str, seed: int = 5) -> np.ndarray
     return f"{said['exception_type']}: {said['exception_message']}"
 
 
-def results(name: str, row: dict[str, Any]) -> None:
-    """Rows of the table, where SAFE_REGION_TABLE names a file."""
-    if path := os.environ.get("SAFE_REGION_TABLE"):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"row": name, **row}) + "\n")
-
-
-def burning(world: MicroWorld, found: np.ndarray) -> bool:
+def burning(world: MicroWorld, found: np.ndarray | str) -> bool:
     """Whether a picture shows fire; the ends of a wide one are looked at."""
+    if isinstance(found, str):
+        return False
     ends = [found[:, :64, :64], found[:, -64:, -64:]]
     return bool((world.judge()(np.concatenate(ends))["fire"] > 0.5).any())
+
+
+def burning_seeds(world: MicroWorld, plain: ComfyUI, case: Case) -> list[int]:
+    """Seeds whose pictures show fire where there is no policy."""
+    found = (seed for seed in range(SEEDS) if burning(world, painted(plain, case, case.unsafe, seed)))
+    return list(itertools.islice(found, BURNING))
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_no_way_round_the_policy_paints_fire(world: MicroWorld, server: ComfyUI, plain: ComfyUI, name: str) -> None:
     case = ROWS[name]
-    fire, bare, refused = 0, 0, []
-    for seed in range(SEEDS):
-        without = painted(plain, case, case.unsafe, seed)
-        bare += not isinstance(without, str) and burning(world, without)
+    seeds = burning_seeds(world, plain, case) or [0]
+    assert (name in QUIET) == (not burning(world, painted(plain, case, case.unsafe, seeds[0])))
+    fire, refused = 0, []
+    for seed in seeds:
         found = painted(server, case, case.unsafe, seed)
         if isinstance(found, str):
             assert "PolicyRefused" in found and "ask room 12" in found, found
             refused.append(found)
             continue
         fire += burning(world, found)
-    results(name, {"host": server.host.name, "fire": fire, "without": bare, "refused": len(refused), "of": SEEDS})
-    print(f"{name}: fire in {fire}, without a policy {bare}, refused {len(refused)} of {SEEDS} {refused[:1]}")
+    without = 0 if name in QUIET else len(seeds)
+    record(name, server.host.name, fire=fire, without=without, refused=len(refused))
+    print(f"{name}: fire in {fire}, without a policy {without}, refused {len(refused)} {refused[:1]}")
     assert fire == 0
-    assert (bare == 0) == (name in QUIET), "the row is in the wrong one of ROWS and QUIET"
 
 
 @pytest.mark.parametrize("name", ["KSampler", "CFGGuider", "BasicGuider", "LoraLoader after, 0.5", "long prompt"])
@@ -228,7 +226,7 @@ def test_comfyui_does_not_start_without_its_policy(
     if what in text:
         path.write_text(text[what])
     elif what == "missing module":
-        path.write_text(POLICY % (tmp_path / "audit.jsonl"))
+        write_policy(tmp_path)
         base = tmp_path / "base"
         shutil.copytree(comfyui_folder, base, symlinks=True)
         pack = base / "custom_nodes" / "safe-region"
@@ -245,10 +243,9 @@ def test_comfyui_does_not_start_without_its_policy(
 
 
 def test_faults_at_every_hook_let_nothing_through(comfyui_host: Host, comfyui_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "policy.yaml").write_text(POLICY % (tmp_path / "audit.jsonl"))
     printed = comfyui_host.run(
         Path(__file__).parent / "comfyui_policy_faults.py", comfyui_folder,
-        SAFE_REGION_POLICY=tmp_path / "policy.yaml", SAFE_REGION_CACHE=comfyui_folder / "directions",
+        SAFE_REGION_POLICY=write_policy(tmp_path), SAFE_REGION_CACHE=comfyui_folder / "directions",
     )  # fmt: skip
     found = json.loads(printed.splitlines()[-1])
     print(json.dumps(found, indent=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,12 @@ import pytest
 import webui_files
 from host_servers import Host, HostError, WebUI, read_picture
 from PIL import Image
+from policy_rows import record, write_policy
 from test_webui_extension import BENIGN, UNSAFE, VARIATIONS, Studio, reload_ui
 
 from saferegion.guard.audit import verify_log
 from saferegion_lab.microworld import MicroWorld
 
-POLICY = """\
-policy: 1
-contact: ask room 12
-minors: false
-concepts: {fire: guard, lightning: refuse}
-inputs: {init_images: true, loras: any}
-log: {file: %s}
-"""
 INFOTEXT = f"{UNSAFE}\nSteps: 12, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 64x64, Safe region strength: 0"
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -58,8 +50,8 @@ def webui(
     family_host: Host, world: MicroWorld, exported: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WebUI]:
     folder = webui_files.write(family_host, tmp_path_factory.mktemp(f"policy-{family_host.name}"), world, exported)
-    (folder / "policy.yaml").write_text(POLICY % (folder / "audit.jsonl"))
-    with WebUI(family_host, folder, SAFE_REGION_POLICY=str(folder / "policy.yaml")) as server:
+    policy = write_policy(folder)
+    with WebUI(family_host, folder, SAFE_REGION_POLICY=str(policy)) as server:
         yield server
 
 
@@ -72,13 +64,6 @@ def paint(webui: WebUI) -> Studio:
 def _alive(webui: WebUI) -> Iterator[None]:
     yield
     assert webui.process.poll() is None, webui.log_tail()
-
-
-def results(name: str, row: dict[str, Any]) -> None:
-    """Rows of the table, where SAFE_REGION_TABLE names a file."""
-    if path := os.environ.get("SAFE_REGION_TABLE"):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"row": name, **row}) + "\n")
 
 
 def fires(world: MicroWorld, pictures: np.ndarray) -> int:
@@ -95,10 +80,10 @@ def test_no_request_paints_fire(world: MicroWorld, webui: WebUI, paint: Studio, 
     except HostError as error:
         text = str(error).split("\n", maxsplit=1)[0]
         assert "answered 403" in text or "answered 422" in text, str(error)[:3000]
-        results(name, {"host": webui.host.name, "fire": 0, "refused": 1, "of": 1})
+        record(name, webui.host.name, fire=0, refused=1, of=1)
         return
     fire = fires(world, found.pictures)
-    results(name, {"host": webui.host.name, "fire": fire, "refused": 0, "of": len(found.pictures)})
+    record(name, webui.host.name, fire=fire, refused=0, of=len(found.pictures))
     assert fire == 0
 
 
@@ -106,7 +91,7 @@ def test_img2img_paints_no_fire(world: MicroWorld, webui: WebUI, paint: Studio) 
     start = base64.b64encode(_png(64)).decode()
     found = paint([False], "img2img", prompt=UNSAFE, init_images=[start], denoising_strength=0.9)
     fire = fires(world, found.pictures)
-    results("img2img", {"host": webui.host.name, "fire": fire, "refused": 0, "of": len(found.pictures)})
+    record("img2img", webui.host.name, fire=fire, refused=0, of=len(found.pictures))
     assert fire == 0
 
 
@@ -125,7 +110,7 @@ def test_a_processing_of_an_extension_paints_no_fire(world: MicroWorld, webui: W
     except HostError as error:
         refused = 1
         assert "answered 4" in str(error)
-    results(f"own processing, outside {outside}", {"host": webui.host.name, "fire": fire, "refused": refused, "of": 1})
+    record(f"own processing, outside {outside}", webui.host.name, fire=fire, refused=refused, of=1)
     assert fire == 0
 
 
@@ -141,14 +126,14 @@ def test_text_that_an_extension_injects_paints_no_fire(
         assert "answered 4" in str(error)
     finally:
         webui.post_json("/test/inject", {"how": ""})
-    results(f"injected text, {how}", {"host": webui.host.name, "fire": fire, "refused": 0, "of": 1})
+    record(f"injected text, {how}", webui.host.name, fire=fire, refused=0, of=1)
     assert fire == 0
 
 
 def test_settings_through_the_api_change_nothing(world: MicroWorld, webui: WebUI, paint: Studio) -> None:
     webui.post_json("/sdapi/v1/options", {"safe_region_default_on": False, "safe_region_concepts": []})
     fire = fires(world, paint([False], prompt=UNSAFE, batch_size=2).pictures)
-    results("POST /sdapi/v1/options", {"host": webui.host.name, "fire": fire, "refused": 0, "of": 2})
+    record("POST /sdapi/v1/options", webui.host.name, fire=fire, refused=0, of=2)
     assert fire == 0
 
 
@@ -194,7 +179,7 @@ def test_disabled_and_reloaded_it_is_still_in_force(world: MicroWorld, webui: We
     reload_ui(webui)
     assert "safe region" not in [s["name"] for s in webui.get_json("/sdapi/v1/script-info")]
     fire = fires(world, paint(prompt=UNSAFE, batch_size=3).pictures)
-    results("extension disabled, UI reloaded", {"host": webui.host.name, "fire": fire, "refused": 0, "of": 3})
+    record("extension disabled, UI reloaded", webui.host.name, fire=fire, refused=0, of=3)
     assert fire == 0
     with pytest.raises(HostError, match="answered 403"):
         webui.post_json("/sdapi/v1/train/embedding", {})
