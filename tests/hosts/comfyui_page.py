@@ -72,13 +72,17 @@ class Desk:
     """What a user does on the page."""
 
     def __init__(self, page: Any, url: str) -> None:
-        self.page = page
+        self.page, self.url = page, url
         page.set_default_timeout(90_000)  # a busy machine is slow, not broken
         page.request.post(f"{url}api/settings", data={"Comfy.TutorialCompleted": True})  # else a dialog greets
-        page.goto(url)
-        page.wait_for_function(READY)
+        self.open()
+
+    def open(self) -> None:
+        """The page, anew."""
+        self.page.goto(self.url)
+        self.page.wait_for_function(READY)
         self.setting("Comfy.Minimap.Visible", False)
-        page.evaluate(
+        self.page.evaluate(
             """() => {
                 window.ended = []
                 for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
@@ -91,8 +95,8 @@ class Desk:
 
     def speaks(self, language: str) -> bool:
         """Sets the language of the page; whether it offers it, and has fallen back to English else."""
-        self.setting("Comfy.Locale", language)
-        self.page.wait_for_timeout(1500)
+        self.page.request.post(f"{self.url}api/settings", data={"Comfy.Locale": language})
+        self.open()  # else nodes keep the words of the language before
         now: str = self.page.evaluate(
             """() => {
                 const root = [...document.querySelectorAll('*')].find(e => e.__vue_app__)
@@ -135,7 +139,7 @@ class Desk:
         )
         self.page.mouse.move(x + 30, y - 60)
         self.page.mouse.move(x, y, steps=5)
-        found: str = self.page.locator(".node-tooltip").inner_text()
+        found: str = self.page.locator(".node-tooltip", has_text=re.compile(r"\w")).inner_text()
         return found
 
     def load(self, graph: Graph, name: str = "example") -> None:

@@ -89,6 +89,7 @@ def main() -> None:
         for kind, fault in faults.items():
             if (name, kind) in (("the log", "None"), ("the log", "wrong shape"), ("the selection", "None")):
                 continue  # a log that says nothing of a failure, and what was chosen before
+            owner = next((c for c in getattr(owner, "__mro__", ()) if attribute in vars(c)), owner)
             kept = vars(owner)[attribute]
             setattr(owner, attribute, fault)
             try:

@@ -88,7 +88,12 @@ OWN = {
     "in disguise": Case(disguised("a b.u.r.n.i.n.g red house in f1ames")),
 }
 ROWS = {name: case for name, case in {**CASES, **OWN}.items() if not case.control}
-QUIET: frozenset[str] = frozenset()
+QUIET = frozenset(
+    {
+        "ConditioningSetArea", "ConditioningCombine", "ConditioningZeroOut in the prompt",
+        "negative prompt of negative weight", "in disguise",
+    }
+)  # fmt: skip
 """Rows that paint no fire even without a policy: they show that nothing breaks, and nothing else."""
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import webui_fakes  # noqa: F401  (puts the extension's folder on the path)
 
-from saferegion_webui import interception, watch
+from saferegion.guard import watch
+from saferegion_webui import interception
 from saferegion_webui.refusal import SafeRegionRefused
 
 
