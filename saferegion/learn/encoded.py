@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,8 @@ FEWEST = 8
 """Tokens of a prompt that are kept at least."""
 AROUND, FEW = 8, 32
 """Words on either side of a position by which its mean is made up for, as much as by this many words of its own."""
+_WORD = re.compile(r"\w+|[^\w\s]+")
+"""Words and marks: a text has at least as many tokens."""
 _AT_ONCE = 64  # prompts that are made float32 at once
 _PART = 64 * 2**20  # bytes of a batch that are read at once
 _HALF = 2.0**10  # largest value that is written in half precision
@@ -237,7 +240,7 @@ class Store:
 
     def _keep_part(self, c: Conditioning, which: list[int], benign: frozenset[str], long: frozenset[str]) -> None:
         counted = torch.tensor([self.texts[i] in benign for i in which])
-        words = torch.tensor([len(self.texts[i].split()) for i in which])
+        words = torch.tensor([len(_WORD.findall(self.texts[i])) for i in which])
         said = counted | torch.tensor([self.texts[i] in long for i in which])
         for view in c.views():
             rows = view.rows.detach().float()

@@ -16,6 +16,11 @@ T = TypeVar("T")
 FEWEST_NEUTRAL = 8
 LONG, FILLED = 16, 75
 """Prompts that fill a chunk, and their words: as many as a chunk of CLIP has tokens of text."""
+QUALITY = (
+    "masterpiece", "best quality", "highly detailed", "8k", "sharp focus", "intricate", "soft light", "award winning",
+    "cinematic lighting", "vivid colours", "depth of field", "absurdres",
+)  # fmt: skip
+"""Tags that people put in front of what they want to see."""
 _HELD_OUT = 5  # every fifth pair measures instead of being fitted on, from 20 pairs on
 _ENOUGH_PAIRS = 20
 
@@ -61,12 +66,16 @@ class Plan:
 
 
 def filling(texts: Sequence[str]) -> list[str]:
-    """A few long prompts, each of several of ``texts`` one after another, that have words at every position of a
-    chunk."""
+    """A few long prompts that have words at every position of a chunk: of several of ``texts`` one after another, and
+    of one of them behind tags of quality, as many as leave it room."""
     found, words = [], [w for text in texts for w in text.split()]
     for start in range(0, len(words) - FILLED + 1, FILLED):
         found.append(" ".join(words[start : start + FILLED]))
-    return spread(found, LONG)
+    behind = []
+    for i, text in enumerate(spread(texts, LONG)):
+        tags = [QUALITY[(i + k) % len(QUALITY)] for k in range(2 + 2 * i)]
+        behind.append(", ".join([*tags, text]))
+    return [*spread(found, LONG), *behind]
 
 
 def neutral_halves(neutral: Sequence[str], settings: CompileSettings) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]
 """Called with prompts done and prompts in all; raise in it to stop."""
 
 BATCH = 32
-METHOD = 15
+METHOD = 16
 """Counts changes of the fit: directions kept from an earlier one are made again."""
 
 
