@@ -42,7 +42,7 @@ from saferegion.core.region import SafeRegion
 from saferegion.guard.library import Library
 from saferegion.learn.bundled import neutral_prompts
 from saferegion.learn.compile import compile_many
-from saferegion.learn.prompts import Plan, neutral_halves
+from saferegion.learn.prompts import Plan, filling, neutral_halves
 from saferegion.learn.recipes import Concept
 from saferegion.learn.settings import CompileSettings
 
@@ -455,7 +455,8 @@ def _resident() -> float:
 def rows() -> dict[str, Any]:
     """How many prompts the text encoder reads for the bundled concepts, all at once and each alone."""
     recipes = Library().recipes()
-    shared = {t for half in neutral_halves(neutral_prompts(), SETTINGS) for t in half} | {""}
+    halves = neutral_halves(neutral_prompts(), SETTINGS)
+    shared = {t for texts in (*halves, filling(halves[0])) for t in texts} | {""}
     own = {c.name: set(Plan.of(c, SETTINGS).texts()) for c in recipes}
     each = {name: len(shared | texts) + len(PROBES) for name, texts in own.items()}
     excluding = [c.name for c in recipes if c.kind == "exclude"]
