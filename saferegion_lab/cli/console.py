@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,18 @@ if TYPE_CHECKING:
     from saferegion.core.direction import Direction
     from saferegion.core.movers import Mover
 
-out = Console()
-err = Console(stderr=True)
+WIDE = 200
+"""Columns of a table where nobody says how many there are: in a file or a pipe it is not to be cut."""
+
+
+def _console(stderr: bool = False) -> Console:
+    found = Console(stderr=stderr)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = WIDE
+    return found
+
+
+out, err = _console(), _console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 

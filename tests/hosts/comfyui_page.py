@@ -73,7 +73,7 @@ class Desk:
 
     def __init__(self, page: Any, url: str) -> None:
         self.page, self.url = page, url
-        page.set_default_timeout(90_000)  # a busy machine is slow, not broken
+        page.set_default_timeout(240_000)  # a busy machine is slow, not broken
         page.request.post(f"{url}api/settings", data={"Comfy.TutorialCompleted": True})  # else a dialog greets
         self.open()
 

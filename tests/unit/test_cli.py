@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -242,3 +243,13 @@ def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> Non
     from saferegion_lab.cli.console import duration
 
     assert duration(seconds) == said
+
+
+def test_a_wide_table_is_not_cut_in_a_pipe() -> None:
+    code = (
+        "from rich.table import Table; from saferegion_lab.cli import console; "
+        "t = Table(*[f'kind of prompt {i}' for i in range(8)]); t.add_row(*['0.1234'] * 8); console.out.print(t)"
+    )
+    plain = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain).stdout
+    assert "kind of prompt 7" in said and "…" not in said
