@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
+from saferegion.core.errors import BalanceError
 from saferegion.core.region import MODES, STRONGEST
+from saferegion.guard.balance import STRONGEST as FARTHEST
+from saferegion.guard.balance_files import wanted_of
 from saferegion.guard.presets import NORMAL, PRESETS
 
 from .refusal import SafeRegionRefused
@@ -22,11 +27,19 @@ OWN_WORDS = "own-words"
 
 KEY = "Safe region"
 """Infotext: the concepts; every other key starts with it."""
+BALANCED, GROUPS, LEFT = f"{KEY} balance", f"{KEY} groups", f"{KEY} left as it is"
+"""Infotext: axes and shares; the groups a picture was painted as; the axes that a gate held back, and why."""
 _NONE = "own words only"
 _BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """No picture's parameters can hold these."""
 _SPECIAL = re.compile(r'[%,"\\\r\n]')
 _ESCAPED = re.compile(r"%(25|2C|22|5C|0D|0A|20)")
+
+
+Groups = tuple[tuple[int, tuple[tuple[str, str], ...]], ...]
+DEFAULT_AXES = "gender"
+BALANCE = ("balance", "axes", "balance_strength", "groups")
+"""Arguments that have nothing to do with what is kept out."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,10 @@ class Arguments:
         guard_negative: whether the negative prompt is guarded too.
         heat_map: whether the gallery gets a picture of each token's distance from the border.
         preset: ``gentle``, ``normal`` or ``strict``: where every border lies.
+        balance: whether groups of people are shared out over the pictures; it needs no ``enabled``.
+        axes: which, one a line, with shares where they are not even: ``gender: woman 50, man 50``.
+        balance_strength: 0 to 3, how far a picture is moved to its group.
+        groups: of pictures that are made again: by the seed of each, its group of each axis.
     """
 
     enabled: bool = False
@@ -57,6 +74,10 @@ class Arguments:
     guard_negative: bool = False
     heat_map: bool = False
     preset: str = NORMAL
+    balance: bool = False
+    axes: str = DEFAULT_AXES
+    balance_strength: float = 1.0
+    groups: Groups = ()
 
     @classmethod
     def parse(
@@ -68,7 +89,7 @@ class Arguments:
     ) -> Arguments:
         """From positional values or from one mapping of names to values; ``None`` and what is left out are defaults.
 
-        With ``enabled`` false nothing else is looked at, but unknown names are refused always. Whoever writes ``None``
+        With ``enabled`` false only balance is looked at, but unknown names are refused always. Whoever writes ``None``
         for ``enabled`` where the default is off is refused: it may be a mistake, and would go unguarded.
 
         Args:
@@ -91,12 +112,13 @@ class Arguments:
             given["enabled"] = enabled = default_on
         if not isinstance(enabled, bool):
             raise _wrong("enabled", "true or false", enabled)
+        people = _people(given)
         if not enabled:
-            return cls()
-        missing = {"concepts": default_concepts}
-        known = {name: _READ[name](name, value) for name, value in {**missing, **given}.items()}
+            return cls(**people)
+        mine = {name: value for name, value in given.items() if name not in BALANCE}
+        known = {name: _READ[name](name, value) for name, value in {"concepts": default_concepts, **mine}.items()}
         known["strengths"] = tuple({**dict(known.get("strengths", ())), **dict(added)}.items())
-        found = cls(**known)
+        found = cls(**known, **people)
         names = {*found.concepts, *((OWN_WORDS,) if found.avoid else ())}
         if not names:
             raise SafeRegionRefused(
@@ -117,14 +139,12 @@ class Arguments:
 
     def infotext(self) -> dict[str, str]:
         """Keys and values for a picture's parameters: all that differs from the defaults."""
-        if not self.enabled:
-            return {}
-        texts = {KEY: joined(self.concepts) or _NONE}
+        texts = {KEY: joined(self.concepts) or _NONE} if self.enabled else {}
         for name, label in _LABELS.items():
             value = getattr(self, name)
-            if value != _DEFAULTS[name]:
+            if value != _DEFAULTS[name] and name not in ("balance", "axes", "groups"):
                 texts[f"{KEY} {label}"] = show(name, value)
-        return texts
+        return {**texts, BALANCED: show("axes", self.axes)} if self.balance else texts
 
 
 def joined(parts: Iterable[str]) -> str:
@@ -156,20 +176,29 @@ def show(name: str, value: Any) -> Any:
         return joined(value)
     if name == "sentences":
         return "\n".join(_written(sentence).replace("%2C", ",") for sentence in value)
+    if name == "axes":
+        return "\n".join(_written(line).replace("%2C", ",") for line in value.splitlines())
+    if name == "groups":
+        return json.dumps({str(n): dict(g) for n, g in value}, ensure_ascii=False) if value else ""
     return value
 
 
 def pasted(name: str, parameters: Mapping[str, Any]) -> Any:
     """The value of a control for pasted parameters; None where they say nothing of this script."""
-    if KEY not in parameters:
+    if KEY not in parameters and (BALANCED not in parameters or name not in ("enabled", *BALANCE)):
         return None
-    if name == "enabled":
-        return True
+    if name in ("enabled", "balance"):
+        return (KEY if name == "enabled" else BALANCED) in parameters
+    if name in ("axes", "groups"):
+        return str(parameters.get(BALANCED, DEFAULT_AXES)) if name == "axes" else show(name, _recorded(parameters))
     if name == "concepts":
         text = str(parameters[KEY])
         return [] if text == _NONE else separated(text)
-    default = show(name, _DEFAULTS[name])
-    written = parameters.get(f"{KEY} {_LABELS[name]}")
+    return _control(parameters.get(f"{KEY} {_LABELS[name]}"), show(name, _DEFAULTS[name]))
+
+
+def _control(written: Any, default: Any) -> Any:
+    """The value of a control whose default is ``default``, of what a picture's parameters say."""
     if written is None:
         return default
     if isinstance(default, bool):
@@ -180,6 +209,16 @@ def pasted(name: str, parameters: Mapping[str, Any]) -> Any:
         except ValueError:
             return default
     return str(written)
+
+
+def _recorded(parameters: Mapping[str, Any]) -> Groups:
+    """The group that a picture was painted as, by the seed that decided it."""
+    written = parameters.get(GROUPS)
+    number = parameters.get("Variation seed" if "Variation seed strength" in parameters else "Seed")
+    if written is None or not str(number).isdecimal():
+        return ()
+    pairs = (part.partition(": ") for part in separated(str(written)))
+    return ((int(str(number)), tuple((axis, group) for axis, _, group in pairs)),)
 
 
 NAMES = tuple(f.name for f in fields(Arguments))
@@ -209,6 +248,13 @@ def _wrong(name: str, wanted: str, got: object) -> SafeRegionRefused:
     )
 
 
+def _people(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given of balance; nothing where it is off."""
+    if not _bool("balance", given.get("balance", False)):
+        return {}
+    return {name: _READ[name](name, given[name]) for name in BALANCE if name in given}
+
+
 def _bool(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise _wrong(name, "true or false", value)
@@ -221,10 +267,10 @@ def _preset(name: str, value: Any) -> str:
     return value
 
 
-def _strength(name: str, value: Any) -> float:
+def _strength(name: str, value: Any, most: float = STRONGEST) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not 0 <= value <= STRONGEST:
-        raise _wrong(name, f"a number from 0 to {STRONGEST:g}", value)
+    if not good or not 0 <= value <= most:
+        raise _wrong(name, f"a number from 0 to {most:g}", value)
     return float(value)
 
 
@@ -289,6 +335,32 @@ def _sentences(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
+def _axes(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{axis}: {_shares(name, shares)}" if shares else str(axis) for axis, shares in value.items()]
+    lines = [line for line in _texts(name, value, r"\n") if not line.startswith("#")]
+    try:
+        wanted_of("\n".join(lines))
+    except BalanceError as error:
+        raise SafeRegionRefused(f"Safe Region: {error}") from None
+    return "\n".join(lines)
+
+
+def _shares(name: str, value: Any) -> str:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, "like 'gender: woman 50, man 50', or an object of axes and their shares", value)
+    return ", ".join(f"{group} {share}" for group, share in value.items())
+
+
+def _groups(name: str, value: Any) -> Groups:
+    try:
+        read = (json.loads(value) if value.strip() else {}) if isinstance(value, str) else value
+        pairs = [(int(n), tuple((str(a), str(g)) for a, g in own.items())) for n, own in read.items()]
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise _wrong(name, 'groups by seed, like {"7": {"gender": "woman"}}', value) from None
+    return tuple(pairs)
+
+
 _READ: dict[str, Callable[[str, Any], Any]] = {
     "enabled": _bool,
     "concepts": _words,
@@ -301,4 +373,8 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "guard_negative": _bool,
     "heat_map": _bool,
     "preset": _preset,
+    "balance": _bool,
+    "axes": _axes,
+    "balance_strength": partial(_strength, most=FARTHEST),
+    "groups": _groups,
 }

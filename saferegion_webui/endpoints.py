@@ -14,11 +14,13 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
 from saferegion.core.errors import SafeRegionError
+from saferegion.guard.balance_files import axis_names
 from saferegion.guard.library import OWN
 from saferegion.guard.presets import PRESETS
 from saferegion.learn.recipes import Concept
 
 from . import generation
+from .balance_panel import axis
 from .guards import library
 from .settings import default_concepts, loaded_checkpoint, option
 
@@ -27,7 +29,8 @@ _given = Depends(HTTPBasic())
 
 
 def concepts() -> dict[str, Any]:
-    """Concepts that can be switched on, by name, with a title for people; those that cannot be used say why."""
+    """Concepts that can be switched on, by name, with a title for people; those that cannot be used say why. And the
+    axes that can be balanced, with their groups."""
     found = library()
     listed = []
     for name in found.names():
@@ -39,7 +42,8 @@ def concepts() -> dict[str, Any]:
         except SafeRegionError as error:
             entry |= {"title": name, "usable": False, "why": str(error)}
         listed.append(entry)
-    return {"concepts": listed, "presets": list(PRESETS)}
+    axes = [{"name": n, "title": (told := axis(n))[0], "groups": list(told[1])} for n in axis_names(found)]
+    return {"concepts": listed, "presets": list(PRESETS), "axes": axes}
 
 
 def status() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from saferegion.guard.balance import BalanceReport
 from saferegion.guard.selection import GuardReport
 from saferegion.guard.watch import Watch
 
@@ -20,7 +21,7 @@ from .refusal import SafeRegionRefused
 from .settings import default_concepts, option
 from .telling import shown
 
-AXES = ("enabled", "strength", "strengths", "mode")
+AXES = ("enabled", "strength", "strengths", "mode", "balance", "balance_strength")
 """Arguments that X/Y/Z sets on a processing, as ``safe_region_<name>``."""
 
 guards = Guards()
@@ -48,6 +49,10 @@ class Generation:
     """Of each picture of a batch: concepts that its prompt was outside of, and how far."""
     beside: dict[str, float] = field(default_factory=dict)
     """The same, of texts that extensions encoded themselves, for all pictures."""
+    balanced: dict[tuple[str, str], BalanceReport] = field(default_factory=dict)
+    """What was shared out: by where a prompt is read, and its text."""
+    groups: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    """Of each picture, by the seed that decides it: its group of each axis."""
     seen_by: Watch | None = None
     process: weakref.ref[Any] | None = None
     number: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -64,6 +69,7 @@ class Generation:
             "concepts": list(self.arguments.concepts),
             "preset": self.arguments.preset,
             "refused": None if self.refusal is None else self.refusal.detail,
+            "balance": [{"where": where, **r.to_dict()} for (where, _), r in self.balanced.items()],
             "texts": [
                 {
                     "where": s.where,

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from saferegion.core.direction import Direction
+from saferegion.guard.balance import Balance
+from saferegion.guard.balance_files import balance_of, wanted_of
 from saferegion.guard.library import Library
 from saferegion.guard.naming import Names, names_in
 from saferegion.guard.normalise import Normaliser
 from saferegion.guard.selection import Choice, Guard, Selection
+from saferegion.learn.people import FOLDER
 from saferegion.learn.recipes import Concept
 from saferegion.learn.settings import CompileSettings
 
@@ -56,6 +59,7 @@ class _Known:
     directions: dict[Hashable, Direction] = field(default_factory=dict)
     minors: list[Direction] | None = None
     guards: OrderedDict[Hashable, Guard] = field(default_factory=OrderedDict)
+    balances: OrderedDict[Hashable, Balance] = field(default_factory=OrderedDict)
 
     @property
     def settings(self) -> CompileSettings:
@@ -106,6 +110,30 @@ class Guards:
             known.guards.popitem(last=False)
         return guard, known.encoder
 
+    def balance(
+        self, checkpoint: Any, arguments: Arguments, networks: Mapping[str, Any] | None
+    ) -> tuple[Balance, HostEncoder]:
+        """What shares out the axes of ``arguments`` on the encoder of ``checkpoint``; ``networks`` as :meth:`get`.
+
+        Raises:
+            SafeRegionError: an axis that is unknown, broken, or not told apart on this encoder; wrong shares.
+        """
+        wanted = wanted_of(arguments.axes)
+        key = (arguments.axes, arguments.balance_strength, own_axes())
+        known = self._of(checkpoint)
+        if known is not None and key in known.balances:
+            known.balances.move_to_end(key)
+            return known.balances[key], known.encoder
+        with self._preparing(checkpoint, networks, "the balance of " + ", ".join(w.axis for w in wanted)) as (
+            known,
+            tell,
+        ):
+            made = balance_of(library(), wanted, known.encoder, tell, known.settings, arguments.balance_strength)
+        known.balances[key] = made
+        while len(known.balances) > KEPT_GUARDS:
+            known.balances.popitem(last=False)
+        return made, known.encoder
+
     def normaliser(self, encoder: HostEncoder, arguments: Arguments) -> Normaliser:
         """What undoes disguises for an encoder and for the user's own concepts that are switched on."""
         stamps = [_stamp(name) for name in policy_door.names(arguments.concepts)]
@@ -138,20 +166,35 @@ class Guards:
         missing = {k: c for k, c in wanted.items() if known is None or k not in known.directions}
         if known is not None and not missing and not (minors and known.minors is None):
             return known
+        titles = ", ".join(c if isinstance(c, str) else c.title for c in missing.values())
+        concepts = list(missing.values())
+        with self._preparing(checkpoint, networks, titles or "the baseline for minors") as (known, progress):
+            if minors and known.minors is None:
+                made, known.minors = library().guarding(concepts, known.encoder, progress, known.settings)
+            else:
+                made = library().directions(concepts, known.encoder, None, progress, known.settings)
+        known.directions.update(zip(missing, made, strict=True))
+        return known
+
+    @contextmanager
+    def _preparing(
+        self, checkpoint: Any, networks: Mapping[str, Any] | None, what: str
+    ) -> Iterator[tuple[_Known, Callable[[int, int], None]]]:
+        """The bare encoder of ``checkpoint``, while ``what`` is prepared for it, and what tells of the progress."""
         with without_extra_networks(networks):
+            known = self._of(checkpoint)
             if known is None:
                 known = _Known(Loaded(checkpoint), HostEncoder(checkpoint))
                 self._known = [known, *self._known[: KEPT_ENCODERS - 1]]
-            titles = ", ".join(c if isinstance(c, str) else c.title for c in missing.values())
-            concepts = list(missing.values())
-            self.preparing = titles or "the baseline for minors"
+            self.preparing = what
             with _progress(self) as progress:
-                if minors and known.minors is None:
-                    made, known.minors = library().guarding(concepts, known.encoder, progress, known.settings)
-                else:
-                    made = library().directions(concepts, known.encoder, None, progress, known.settings)
-        known.directions.update(zip(missing, made, strict=True))
-        return known
+                yield known, progress
+
+
+def own_axes() -> tuple[Hashable, ...]:
+    """What changes when an axis of the user's own does."""
+    found = sorted((user_folder() / FOLDER).glob("*.yaml"))
+    return tuple((p.name, (status := p.stat()).st_mtime_ns, status.st_size) for p in found)
 
 
 def _stamp(name: str) -> tuple[str, Path, int, int]:

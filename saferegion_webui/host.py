@@ -159,6 +159,11 @@ def without_extra_networks(extra_network_data: Mapping[str, Any] | None) -> Iter
             checkpoint.forge_objects = objects
 
 
+def networks_of(p: Any, data: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The extra networks ``data`` of the processing ``p``; None: it is painted without any."""
+    return None if getattr(p, "disable_extra_networks", False) else data
+
+
 # -- painting ------------------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def infotext_fields(components: dict[str, Any]) -> list[tuple[Any, Callable[[dic
     def reader(name: str) -> Callable[[dict[str, Any]], Any]:
         def read(parameters: dict[str, Any]) -> Any:
             value = pasted(name, parameters)
-            if name == "enabled" and value is None and not option("default_on", False):
+            if value is None and (name == "balance" or (name == "enabled" and not option("default_on", False))):
                 return False
             if not value:
                 return value
@@ -87,7 +87,7 @@ def add_axes() -> None:
 
         def on_off(text: str) -> bool:
             if text.strip().lower() not in ("on", "off"):
-                raise ValueError(f"[{TITLE}] On or off: give on or off; got {text!r}.")
+                raise ValueError(f"[{TITLE}]: give on or off; got {text!r}.")
             return text.strip().lower() == "on"
 
         def mode(text: str) -> str:
@@ -110,6 +110,8 @@ def add_axes() -> None:
             ("Strength", float, "strength", None),
             ("Strength of one concept", one_concept, "strengths", None),
             ("Mode", mode, "mode", list(MODES)),
+            ("Balance on or off", on_off, "balance", ["on", "off"]),
+            ("Balance strength", float, "balance_strength", None),
         ):
             grid.axis_options.append(
                 grid.AxisOption(

@@ -15,7 +15,7 @@ from saferegion.guard.library import OWN
 from saferegion.guard.presets import NORMAL, PRESETS
 from saferegion.learn.recipes import Concept
 
-from . import generation, page
+from . import balance_panel, generation, page
 from .arguments import Arguments, show
 from .guards import concept_names, library, speed, spell
 from .refusal import SafeRegionRefused
@@ -182,6 +182,7 @@ def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
         "guard_negative": guard_negative,
         "heat_map": heat_map,
         "preset": preset,
+        **balance_panel.controls(elem_id),
     }
 
 

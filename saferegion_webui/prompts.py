@@ -10,7 +10,7 @@ from saferegion.guard.naming import Names
 from saferegion.guard.normalise import Normaliser
 from saferegion.guard.second_look import undisguised
 
-from . import notes, schedules
+from . import balancing, host, notes, schedules
 from .arguments import Arguments
 from .encoder import HostEncoder
 from .extensions import watching
@@ -22,7 +22,8 @@ from .refusal import SafeRegionRefused
 def guard_conditionings(
     p: Any, conds: Any, prompts: Any, steps: int, extra_network_data: Any, hires_steps: int | None
 ) -> Any:
-    """What the host's ``get_conds_with_caching`` returned, guarded: new objects where something moved, else ``conds``.
+    """What the host's ``get_conds_with_caching`` returned, balanced, then guarded: new objects where something moved,
+    else ``conds``.
 
     Raises:
         SafeRegionRefused: whatever went wrong; the generation ends without a picture.
@@ -33,9 +34,13 @@ def guard_conditionings(
     now(generation)
     if generation.refusal is not None:
         raise generation.refusal
-    if not generation.arguments.enabled:
-        return conds
+    arguments = generation.arguments
     try:
+        if arguments.balance and hasattr(conds, "batch"):
+            texts = _texts(prompts, steps, hires_steps, False)
+            conds = balancing.balanced(p, generation, conds, texts, extra_network_data, hires_steps is not None)
+        if not arguments.enabled:
+            return conds
         return _guarded(p, generation, conds, prompts, steps, extra_network_data, hires_steps)
     except Exception as error:
         refusal = SafeRegionRefused.of(error)
@@ -58,8 +63,7 @@ def _guarded(
     wanted = {id(schedule): schedule for schedule, guarded in listed if guarded}
     if not wanted:
         return _allowed(generation, conds, negative, listed)
-    networks = None if getattr(p, "disable_extra_networks", False) else data
-    guard, encoder = guards.get(shared.sd_model, arguments, networks)
+    guard, encoder = guards.get(shared.sd_model, arguments, host.networks_of(p, data))
     if not guard.minors:
         p.comment(f"Safe Region: {NO_MINORS}.")
     texts = _texts(prompts, steps, hires_steps, negative)

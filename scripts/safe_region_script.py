@@ -2,9 +2,10 @@
 
 Over the API the script is ``"safe region"`` in ``alwayson_scripts``. Its ``args`` are, in this order: ``enabled``,
 ``concepts``, ``strength``, ``strengths``, ``mode``, ``avoid``, ``instead``, ``sentences``, ``guard_negative``,
-``heat_map``, ``preset``; or one JSON object with these names, which then counts alone. What is left out or null takes
-its default; later versions only add to the end. ``saferegion_webui/arguments.py`` says what each must be. While
-``enabled`` is true, a request that cannot be guarded is answered with an error and without a picture.
+``heat_map``, ``preset``, ``balance``, ``axes``, ``balance_strength``, ``groups``; or one JSON object with these names,
+which then counts alone. What is left out or null takes its default; later versions only add to the end.
+``saferegion_webui/arguments.py`` says what each must be. While ``enabled`` or ``balance`` is true, a request that
+cannot be guarded, or balanced, is answered with an error and without a picture.
 """
 
 import os

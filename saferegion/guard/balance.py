@@ -170,6 +170,23 @@ class Balance:
             found[axis.name] = tuple(holds)
         return found
 
+    def held_in_parts(
+        self, parts: Sequence[Conditioning], text: str | None = None
+    ) -> list[dict[str, tuple[Held, ...]]]:
+        """As :meth:`held`, for each part of a prompt that is encoded in several; ``text``: of the whole prompt.
+
+        What one part says holds the others back too, except that nobody is in it.
+        """
+        each = [self.held(c, text) for c in parts]
+        opening = {g.name for g in self._gates if g.opens}
+        found: list[dict[str, tuple[Held, ...]]] = [{} for _ in parts]
+        for axis in (a.name for a in self.axes):
+            empty = [any(h.gate in opening for h in held[axis]) for held in each]
+            said = [h for held, nobody in zip(each, empty, strict=True) for h in held[axis] if not nobody]
+            for own, held, nobody in zip(found, each, empty, strict=True):
+                own[axis] = tuple(dict.fromkeys((*(held[axis] if nobody else ()), *said)))
+        return found
+
     # -- groups ------------------------------------------------------------------------------------------------------
 
     def apply(
@@ -198,14 +215,18 @@ class Balance:
             raise BalanceError("Balance needs at least one picture.")
         held = self.held(c, text)
         groups = self.groups(numbers, fixed)
+        report = self.report(held, groups)
+        if not report.balanced:
+            return c, report
+        rows = c if len(c.tokens) == len(numbers) else c[:1].expand(len(numbers))
+        return self.moved(rows, report.groups), report
+
+    def report(self, held: Mapping[str, tuple[Held, ...]], groups: Sequence[Mapping[str, str]]) -> BalanceReport:
+        """What is done with pictures of ``groups``, of whose prompt the gates ``held`` back some axes."""
         balanced = [a for a, by in held.items() if not by]
         kept = tuple({a: g[a] for a in balanced} for g in groups)
         titles, shares = {a.name: a.title for a in self.axes}, {s.axis: str(s) for s in self.shares}
-        report = BalanceReport(titles, shares, held, kept)
-        if not balanced:
-            return c, report
-        rows = c if len(c.tokens) == len(numbers) else c[:1].expand(len(numbers))
-        return self.moved(rows, kept), report
+        return BalanceReport(titles, shares, held, kept)
 
     def groups(self, numbers: Sequence[int], fixed: Sequence[Mapping[str, str]] | None = None) -> list[dict[str, str]]:
         """The group of each axis that each picture is, whatever its prompt says; arguments as :meth:`apply`."""

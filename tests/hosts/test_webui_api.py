@@ -148,6 +148,10 @@ GOOD: dict[str, list[Any]] = {
     "guard_negative": [None, True, False],
     "heat_map": [None, False],
     "preset": [None, "gentle", "normal", "strict"],
+    "balance": [None, False, True],
+    "axes": ["my/hat", ["my/hat"], {"my/hat": None}, {"my/hat": {"round": 60, "pointed": 40}}],
+    "balance_strength": [None, 0.5, 1],
+    "groups": [None, "", {}, {"7": {"hat": "round"}}],
 }
 """By argument, values that are understood."""
 STRANGE: list[Any] = [
@@ -158,16 +162,17 @@ RANDOM = 320
 
 
 def drawn(draw: random.Random) -> tuple[Any, bool | None]:
-    """An entry for ``alwayson_scripts``, and whether it asks for the guard; None: that cannot be told."""
+    """An entry for ``alwayson_scripts``, and whether it asks for anything; None: that cannot be told."""
     if draw.random() < 0.05:
         return draw.choice(STRANGE), None
     strange = draw.choice([0.0, 0.0, 0.2])
     values = {n: draw.choice(STRANGE if draw.random() < strange else GOOD[n]) for n in NAMES}
     if draw.random() < 0.5:
         args: Any = list(values.values())[: draw.randrange(1, len(NAMES) + 1)]
+        given = dict(zip(NAMES, args, strict=False))
     else:
-        args = {"enabled": values["enabled"], **{n: values[n] for n in draw.sample(NAMES, draw.randrange(1, 6))}}
-    return {"args": args}, values["enabled"] is True
+        args = given = {n: values[n] for n in ("enabled", *draw.sample(NAMES, draw.randrange(1, 6)))}
+    return {"args": args}, given["enabled"] is True or given.get("balance") is True
 
 
 def test_many_random_requests_end_in_a_picture_or_a_sentence(family: WebUI) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import forge_files
 import torch
 import yaml
-from comfyui_files import EMBEDDED, RECIPES, embedding, lora
+from comfyui_files import AXIS, EMBEDDED, RECIPES, embedding, lora
 from host_servers import Host
 from safetensors.torch import load_file, save_file
 
@@ -54,6 +54,8 @@ def write(host: Host, data: Path, world: MicroWorld, exported: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     for recipe in RECIPES:
         shutil.copyfile(DATA / recipe, models / "safe_region" / recipe)
+    (models / "safe_region" / "balance").mkdir()
+    shutil.copyfile(DATA / AXIS, models / "safe_region" / "balance" / AXIS)
     save_file(lora(world), models / "Lora" / f"{LORA}.safetensors")
     for folder in embeddings:
         for name, word in ((EMBEDDING, EMBEDDED), (HARMLESS, "blue")):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saferegion_webui import requests
-from saferegion_webui.arguments import NAMES, Arguments, pasted, show
+from saferegion_webui.arguments import GROUPS, NAMES, Arguments, pasted, show
 from saferegion_webui.refusal import SafeRegionRefused
 from saferegion_webui.requests import values_of
 
@@ -45,6 +45,7 @@ HARD = (
 
 def test_values_come_by_position_or_by_name() -> None:
     values = [True, ["fire"], 2, "fire: 0.5", "steer", "hot, warm", "cold", "a {} day", True, False, "gentle"]
+    values += [True, "gender", 0.5, ""]
     by_name = Arguments.parse([dict(zip(NAMES, values, strict=True))])
     assert Arguments.parse(values) == by_name
     assert by_name.avoid == ("hot", "warm") and by_name.strength == 2.0 and by_name.strength_of("fire") == 0.5
@@ -73,6 +74,56 @@ def test_the_order_only_grows() -> None:
         "enabled", "concepts", "strength", "strengths", "mode", "avoid", "instead", "sentences", "guard_negative",
         "heat_map", "preset",
     )  # fmt: skip
+    assert NAMES[11:15] == ("balance", "axes", "balance_strength", "groups")
+
+
+SHARED = Arguments(balance=True, axes="gender: woman 75, man 25\nage", balance_strength=0.5)
+
+
+def test_balance_is_asked_for_with_and_without_concepts() -> None:
+    as_objects = {"gender": {"woman": 75, "man": 25}, "age": None}
+    for axes in (SHARED.axes, SHARED.axes.split("\n"), as_objects, f"# skin-tone\n{SHARED.axes}"):
+        asked = {"enabled": False, "balance": True, "axes": axes, "balance_strength": 0.5}
+        assert Arguments.parse([asked]) == SHARED
+    both = Arguments.parse([{"enabled": True, "balance": True}], ["fire"])
+    assert both.concepts == ("fire",) and both.axes == "gender"
+    groups = {"7": {"gender": "man"}}
+    for written in (groups, json.dumps(groups)):
+        asked = {"enabled": False, "balance": True, "groups": written}
+        assert Arguments.parse([asked]).groups == ((7, (("gender", "man"),)),)
+    assert Arguments.parse([{"enabled": False, "axes": "nonsense:", "groups": 7}]) == Arguments()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"balance": 1}, "'balance' must be true or false"),
+        ({"axes": ""}, "Choose at least one axis"),
+        ({"axes": "gender: woman"}, "write every group with its share"),
+        ({"axes": {"gender": 7}}, "an object of axes and their shares"),
+        ({"axes": "gender\ngender: woman 1"}, "chosen twice"),
+        ({"balance_strength": 9}, "'balance_strength' must be a number from 0 to 3"),
+        ({"groups": "[1]"}, "groups by seed"),
+        ({"groups": {"x": {}}}, "groups by seed"),
+        ({"groups": {"1": "man"}}, "groups by seed"),
+    ],
+)
+def test_balance_that_cannot_be_understood_is_refused(asked: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SafeRegionRefused, match=sentence):
+        Arguments.parse([{"enabled": False, "balance": True, **asked}])
+
+
+def test_parameters_restore_balance_and_the_group_of_their_picture() -> None:
+    both = Arguments(True, ("fire",), balance=True, axes="my/hat: round 60%, pointed 40%")
+    for arguments in (SHARED, both):
+        parameters = _parameters(arguments)
+        read = Arguments.parse([pasted(name, parameters) for name in NAMES])
+        assert read == arguments and ("Safe region" in parameters) == arguments.enabled
+    painted = {**_parameters(SHARED), "Seed": "12", GROUPS: "gender: woman, age: old"}
+    wanted = (("gender", "woman"), ("age", "old"))
+    assert Arguments.parse([pasted(name, painted) for name in NAMES]).groups == ((12, wanted),)
+    varied = {**painted, "Variation seed": "90", "Variation seed strength": "0.2"}
+    assert Arguments.parse([pasted(name, varied) for name in NAMES]).groups == ((90, wanted),)
 
 
 def _parameters(arguments: Arguments) -> dict[str, str]:
@@ -141,7 +192,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(JSON, max_size=12) | st.lists(st.dictionaries(st.sampled_from(NAMES), JSON), min_size=1, max_size=1))
+@given(st.lists(JSON, max_size=16) | st.lists(st.dictionaries(st.sampled_from(NAMES), JSON), min_size=1, max_size=1))
 def test_garbage_is_refused_with_a_sentence_or_understood(values: list[Any]) -> None:
     try:
         found = Arguments.parse(values, ["fire"])
@@ -150,6 +201,7 @@ def test_garbage_is_refused_with_a_sentence_or_understood(values: list[Any]) -> 
         assert len(str(error)) < 400
     else:
         assert not found.enabled or found.concepts or found.avoid
+        assert not found.balance or found.axes
 
 
 @given(JSON)
