@@ -11,9 +11,9 @@ from saferegion.core.errors import SafeRegionError
 from saferegion.guard.balance import STRONGEST
 from saferegion.guard.balance_files import axis_names, find_axis, wanted_of
 
-from . import page
 from .arguments import DEFAULT_AXES
 from .guards import library, own_axes
+from .settings import TITLE
 
 ROWS = 16
 """Groups that have a slider; over the API, any number."""
@@ -73,7 +73,7 @@ def text_of(names: Sequence[str], text: str, values: Sequence[float] | None = No
 def headline(text: str) -> str:
     """What the box of the fold says."""
     named = [axis(name)[0].lower() for name in shares_of(text)]
-    return f"{page.TITLE}: balance " + (", ".join(named) if named else "(nothing chosen yet)")
+    return f"{TITLE}: balance " + (", ".join(named) if named else "(nothing chosen yet)")
 
 
 def explained(text: str) -> str:
@@ -94,7 +94,7 @@ def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
     from modules.ui_common import create_refresh_button
     from modules.ui_components import InputAccordion
 
-    with InputAccordion(False, label=f"{page.TITLE}: balance", elem_id=elem_id("balance")) as balance:
+    with InputAccordion(False, label=f"{TITLE}: balance", elem_id=elem_id("balance")) as balance:
         with gr.Row():
             chosen = gr.Dropdown(
                 choices=axis_names(library()),

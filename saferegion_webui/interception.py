@@ -20,7 +20,7 @@ from saferegion.guard.watch import Watch, away_of
 Handler = Callable[..., Any]
 """``(p, conditionings, required_prompts, steps, extra_network_data, hires_steps)`` -> conditionings."""
 
-_MARK = "_safe_region_handler"
+_MARK, _HOOK = "_safe_region_handler", "_safe_region_hook"
 _thread = threading.local()
 
 
@@ -134,7 +134,8 @@ def _stepping(cls: type, original: Any) -> Any:
 
 def install_model(checkpoint: Any, model: torch.nn.Module, painting: Painting) -> None:
     """Look at every pass of ``model``, and guard what extensions encode with ``checkpoint``; once for each."""
-    if not hasattr(model, _MARK):
+    hook = getattr(model, _HOOK, None)
+    if hook is None or hook.id not in model._forward_pre_hooks:  # others may have taken it away
 
         def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             watch = getattr(module, _MARK).watch()
@@ -144,7 +145,7 @@ def install_model(checkpoint: Any, model: torch.nn.Module, painting: Painting) -
                 away = away_of(kwargs.get("transformer_options"), len(context))
                 watch.check(context, vector if isinstance(vector, torch.Tensor) else None, away)
 
-        model.register_forward_pre_hook(before, with_kwargs=True)
+        object.__setattr__(model, _HOOK, model.register_forward_pre_hook(before, with_kwargs=True))
     object.__setattr__(model, _MARK, painting)
     if _MARK not in vars(checkpoint):
         original = checkpoint.get_learned_conditioning

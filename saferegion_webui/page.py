@@ -10,9 +10,7 @@ from saferegion.guard.library import OWN
 
 from .arguments import NAMES, Arguments, joined, pasted, separated
 from .guards import concept_names
-from .settings import DEFAULT_CONCEPTS, default_concepts, option
-
-TITLE = "Safe Region"
+from .settings import DEFAULT_CONCEPTS, TITLE, default_concepts, option
 
 
 def check_request(values: Sequence[Any]) -> None:

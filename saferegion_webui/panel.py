@@ -19,7 +19,7 @@ from . import balance_panel, generation, page
 from .arguments import Arguments, show
 from .guards import concept_names, library, speed, spell
 from .refusal import SafeRegionRefused
-from .settings import default_concepts, loaded_checkpoint, option
+from .settings import TITLE, default_concepts, loaded_checkpoint, option
 
 ROWS = 16
 """Concepts that can have a strength of their own on the page; over the API, any number."""
@@ -59,8 +59,8 @@ def choices() -> list[str]:
 def headline(names: Sequence[str]) -> str:
     """What the box of the accordion says."""
     if not names:
-        return f"{page.TITLE}: nothing chosen yet"
-    return f"{page.TITLE}: keep out " + ", ".join(described(name)[0].lower() for name in names)
+        return f"{TITLE}: nothing chosen yet"
+    return f"{TITLE}: keep out " + ", ".join(described(name)[0].lower() for name in names)
 
 
 def explained(names: Sequence[str]) -> str:
@@ -120,7 +120,7 @@ def controls(elem_id: Callable[[str], str]) -> dict[str, Any]:
 
     names = choices()
     chosen = [name for name in page.listed(default_concepts()) if name in names]
-    with InputAccordion(bool(option("default_on", False)), label=page.TITLE, elem_id=elem_id("enabled")) as enabled:
+    with InputAccordion(bool(option("default_on", False)), label=TITLE, elem_id=elem_id("enabled")) as enabled:
         with gr.Row():
             concepts = gr.Dropdown(
                 choices=names, value=chosen, multiselect=True, label="Keep out", elem_id=elem_id("concepts")

@@ -26,6 +26,8 @@ from saferegion.guard.policy_file import WARN, read_policy
 from saferegion.guard.selection import Guard, GuardReport, Selection
 
 from .arguments import Arguments
+from .policy_pictures import script_with_picture
+from .settings import TITLE
 
 log = logging.getLogger("saferegion")
 
@@ -193,8 +195,7 @@ def _painting(made: Door, original: Any) -> Any:
         now, failed = made.now, None
         try:
             _intact(made)
-            if getattr(p, "init_images", None) and not made.policy.inputs.init_images:
-                raise made.enforcement.refused("This host starts from no picture.")
+            _pictures(made, p)
             made.begin(p)
             return original(p, *args, **kwargs)
         except Exception as error:
@@ -207,6 +208,18 @@ def _painting(made: Door, original: Any) -> Any:
             _record(made, p, now, failed)
 
     return process_images_inner
+
+
+def _pictures(made: Door, p: Any) -> None:
+    """Refuse pictures that the policy does not allow to be painted from."""
+    inputs = made.policy.inputs
+    starts = getattr(p, "init_images", None) or getattr(p, "firstpass_image", None) is not None
+    if starts and not inputs.init_images:
+        raise made.enforcement.refused("This host starts from no picture.")
+    if not inputs.image_prompts and (title := script_with_picture(p, TITLE)) is not None:
+        raise made.enforcement.refused(
+            f"This host takes no picture as a prompt: take the one out of '{title}', or switch it off."
+        )
 
 
 def _record(made: Door, p: Any, now: Picture, error: Exception | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+TITLE = "Safe Region"
 DEFAULT_CONCEPTS = ("nudity", "violence", "self-harm")
 
 

@@ -59,7 +59,7 @@ class SafeRegionScript(scripts.Script):
     """The accordion, and the road from its controls to the guard."""
 
     def title(self):
-        return page.TITLE
+        return settings.TITLE
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible
@@ -91,7 +91,7 @@ def started(_, app):
     """The host serves: its API is there, if it has one."""
     host_api = sys.modules.get("modules.api.api")
     if host_api is not None:
-        requests.install(host_api.Api, page.TITLE, page.check_request)
+        requests.install(host_api.Api, settings.TITLE, page.check_request)
     endpoints.add(app)
 
 

@@ -27,9 +27,10 @@ AFLAME, CALM = "aflame", "calm"
 NO_CONCEPT, BROKEN, STRANGE = "no-concept", "broken", "strange"
 
 
-def write(host: Host, data: Path, world: MicroWorld, exported: Path) -> Path:
+def write(host: Host, data: Path, world: MicroWorld, exported: Path, more: tuple[str, ...] = ()) -> Path:
     """``data`` as a data directory of a host of the family: the microworld's checkpoint (``exported``) with what the
-    host needs to load it, another one, a LoRA, an embedding, recipes, and this project as an extension."""
+    host needs to load it, another one, a LoRA, an embedding, recipes, this project as an extension, and extensions for
+    the tests (``more``: further ones)."""
     models = data / "models"
     checkpoints = models / "Stable-diffusion"
     checkpoints.mkdir(parents=True)
@@ -60,7 +61,7 @@ def write(host: Host, data: Path, world: MicroWorld, exported: Path) -> Path:
     for folder in embeddings:
         for name, word in ((EMBEDDING, EMBEDDED), (HARMLESS, "blue")):
             save_file({"emb_params": embedding(world, word)}, folder / f"{name}.safetensors")
-    for name in ("counter", "injector"):
+    for name in ("counter", "injector", *more):
         scripts = data / "extensions" / name / "scripts"
         scripts.mkdir(parents=True)
         shutil.copyfile(HERE / f"webui_{name}.py", scripts / f"{name}.py")

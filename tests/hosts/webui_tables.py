@@ -14,7 +14,10 @@ from pathlib import Path
 SEEN = "SAFE_REGION_SEEN"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "measured" / "webui.md"
 HOSTS = {"webui": "AUTOMATIC1111 1.10.1", "forge": "Forge", "neo": "Forge Neo"}
-SUITES = ("test_webui_features.py", "test_webui_public.py", "test_neo_engines.py", "soak_webui.py")
+SUITES = (
+    "test_webui_features.py", "test_webui_balance.py", "test_webui_public.py", "test_webui_policy.py",
+    "test_neo_engines.py", "soak_webui.py",
+)  # fmt: skip
 HEAD = f"""# stable-diffusion-webui, Forge, Forge Neo
 
 Every cell is one test in the real host on a CPU, with the microworld (a small Stable Diffusion 1 of this project) as
@@ -40,9 +43,14 @@ COST = """Cost
 Requests over the API, one after another; the diffusion model is the microworld's, whose step is far shorter than a real
 one's, so that a share of its time is far larger. Other work went on on the same two processor cores: the time of a
 request is of that day, processor time is the host's own."""
+POLICY = """Under an operator's policy
+
+A policy that guards fire and refuses lightning is in force ([for whoever runs a host](../operators.md)); each row is what a
+user or an extension does to get a picture of a burning house all the same. *refused*: an error and no picture."""
 PARTS = {
     "features": ("What a prompt can hold, and where it is painted\n", "feature"),
     "public": (f"{PUBLIC}\n", "extension"),
+    "policy": (f"{POLICY}\n", "what is tried"),
     "engines": (f"{ENGINES}\n", "engine"),
     "cost": (f"{COST}\n", "what"),
 }
