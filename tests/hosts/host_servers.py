@@ -37,6 +37,8 @@ CPU_FLAGS = {
     ),
 }  # fmt: skip
 """What makes each host of the webui's family run in full precision on a processor."""
+PATIENCE = 900.0
+"""Seconds that a host may take to start: a busy machine takes minutes."""
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -113,7 +115,7 @@ class Server:
                 env={**self.host.environment(), "SAFE_REGION_CACHE": str(self.directions), **self.environment},
             )  # fmt: skip
         try:
-            self._wait(300)
+            self._wait(PATIENCE)
         except BaseException:
             self.stop()
             raise

@@ -1,4 +1,4 @@
-"""Makes docs/webui.png, docs/webui-panel.png and docs/webui-phone.png, the pictures of the script, in the real webui.
+"""Makes the pictures of the script in docs/, webui.png and webui-….png, in the real webui.
 
 usage: pytest -n 0 -m hosts tests/hosts/screenshots_webui.py
 """
@@ -32,6 +32,23 @@ def test_the_picture_of_a_phone(webui: WebUI) -> None:
         box = accordion.bounding_box()
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390, "wider than the phone"
         accordion.screenshot(path=str(DOCS / "webui-phone.png"))
+
+
+def test_the_picture_of_balance(webui: WebUI) -> None:
+    with webui_page.opened(webui, width=1280, height=900) as page:
+        page.prompt("a baker at sunset")
+        page.sizes(steps=20)
+        page.tick("balance")
+        page.choose("my/hat", control="balance_axes")
+        page.page.wait_for_timeout(2000)
+        batch = page.page.locator("#txt2img_batch_size input[type=number]").first
+        batch.fill("8")
+        batch.press("Enter")
+        assert "Hat: " in page.generate()
+        page.page.evaluate("document.activeElement.blur()")
+        page.page.mouse.move(5, 5)
+        page.page.wait_for_timeout(1500)
+        page.page.screenshot(path=str(DOCS / "webui-balance.png"), full_page=True)
 
 
 def _painted(page: webui_page.Page) -> None:

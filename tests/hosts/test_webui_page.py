@@ -79,6 +79,42 @@ def test_a_guarded_picture_and_its_parameters(page: webui_page.Page, webui: WebU
     assert page.values() == wanted
 
 
+def test_balance_has_a_fold_of_its_own(page: webui_page.Page, webui: WebUI) -> None:
+    page.show("txt2img")
+    page.prompt("a baker at sunset")
+    page.sizes(steps=4)
+    page.page.locator(f"#{webui_page.ACCORDION}_enabled-visible-checkbox").set_checked(False)
+    page.tick("balance")
+    page.choose("my/hat", control="balance_axes")
+    page.page.wait_for_timeout(1500)
+    assert page.headline("balance") == "Safe Region: balance hat"
+    assert page.shares() == [("Of 100 pictures: round", 50), ("Of 100 pictures: pointed", 50)]
+    page.number("share_0", 25)
+    page.page.wait_for_timeout(1500)
+    assert "together 75, make it 100" in page.control("balance_about").first.inner_text()
+    page.number("share_1", 75)
+    page.page.wait_for_timeout(1500)
+    assert "together" not in page.control("balance_about").first.inner_text()
+    batch = page.page.locator("#txt2img_batch_size input[type=number]").first
+    batch.fill("4")
+    batch.press("Enter")
+    log = page.generate()
+    assert "Hat: " in log and "pointed 3" in log and "round 1" in log, log
+    picture = newest(webui)
+    page.choose("gender", control="balance_axes")
+    page.page.locator(f"#{webui_page.ACCORDION}_balance-visible-checkbox").set_checked(False)
+    page.page.wait_for_timeout(1500)
+    assert page.headline("balance") == "Safe Region: balance gender presentation"
+    page.paste_from(picture)
+    page.page.wait_for_timeout(1500)
+    assert page.page.locator(f"#{webui_page.ACCORDION}_balance-visible-checkbox").is_checked()
+    assert page.headline("balance") == "Safe Region: balance hat"
+    assert [share for _, share in page.shares()] == [25, 75]
+    page.page.locator(f"#{webui_page.ACCORDION}_balance-visible-checkbox").set_checked(False)
+    batch.fill("1")
+    batch.press("Enter")
+
+
 def test_what_is_refused_is_said_in_place_of_a_picture(page: webui_page.Page) -> None:
     page.show("txt2img")
     page.tick()

@@ -34,12 +34,12 @@ class Page:
     def show(self, tab: str) -> None:
         self.page.locator("#tabs > .tab-nav > button", has_text=tab).first.click()
 
-    def tick(self) -> None:
-        """Opens the accordion and ticks its box."""
-        box = self.page.locator(f"#{ACCORDION}_enabled-visible-checkbox")
+    def tick(self, name: str = "enabled") -> None:
+        """Opens an accordion and ticks its box."""
+        box = self.page.locator(f"#{ACCORDION}_{name}-visible-checkbox")
         if not box.is_checked():
             box.check()
-        label = self.page.locator(f"#{ACCORDION}_enabled > .label-wrap")
+        label = self.page.locator(f"#{ACCORDION}_{name} > .label-wrap")
         self.page.wait_for_timeout(500)
         if "open" not in str(label.get_attribute("class")).split():
             label.locator("span").first.click()
@@ -53,19 +53,28 @@ class Page:
                 label.first.click()
                 self.page.wait_for_timeout(500)
 
-    def headline(self) -> str:
-        """What the box of the accordion says."""
-        return str(self.page.locator(f"#{ACCORDION}_enabled > .label-wrap > span").first.inner_text()).strip()
+    def headline(self, name: str = "enabled") -> str:
+        """What the box of an accordion says."""
+        return str(self.page.locator(f"#{ACCORDION}_{name} > .label-wrap > span").first.inner_text()).strip()
 
-    def choose(self, *concepts: str) -> None:
-        """Exactly these concepts."""
-        remove = self.control("concepts", ".token-remove:not(.remove-all)")
+    def choose(self, *concepts: str, control: str = "concepts") -> None:
+        """Exactly these concepts, or those of another list."""
+        remove = self.control(control, ".token-remove:not(.remove-all)")
         while remove.count():
             remove.first.click()
         for concept in concepts:
-            self.control("concepts", "input").fill(concept)
-            self.page.locator(f"#{ACCORDION}_concepts ul.options li", has_text=concept).first.click()
+            self.control(control, "input").fill(concept)
+            self.page.locator(f"#{ACCORDION}_{control} ul.options li", has_text=concept).first.click()
         self.page.keyboard.press("Escape")
+
+    def shares(self) -> list[tuple[str, float]]:
+        """What the sliders of balance say."""
+        shown = [self.control(f"share_{i}") for i in range(16)]
+        return [
+            (str(s.first.locator("label span, span").first.inner_text()).strip(),
+             float(s.locator("input[type=number]").first.input_value()))
+            for s in shown if s.count() and s.first.is_visible()
+        ]  # fmt: skip
 
     def write(self, name: str, text: str) -> None:
         self.control(name, "textarea, input[type=text]").first.fill(text)

@@ -45,7 +45,7 @@ one's, so that a share of its time is far larger. Other work went on on the same
 request is of that day, processor time is the host's own."""
 POLICY = """Under an operator's policy
 
-A policy that guards fire and refuses lightning is in force ([for whoever runs a host](../operators.md)); each row is what a
+A policy that guards fire and refuses lightning is in force ([operators](../operators.md)); each row is what a
 user or an extension does to get a picture of a burning house all the same. *refused*: an error and no picture."""
 PARTS = {
     "features": ("What a prompt can hold, and where it is painted\n", "feature"),
