@@ -173,4 +173,4 @@ def _tell(p: Any, generation: Generation, reports: Sequence[BalanceReport], hire
 
 
 def _left(report: BalanceReport) -> list[str]:
-    return [f"{axis} ({', '.join(dict.fromkeys(h.title for h in held))})" for axis, held in report.held.items() if held]
+    return [f"{axis} ({'; '.join(dict.fromkeys(h.title for h in held))})" for axis, held in report.held.items() if held]

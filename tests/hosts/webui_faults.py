@@ -68,10 +68,11 @@ def _mend():
 def _break(place, kind):
     owner, name = _places()[place]
     kept = vars(owner).get(name)
-    _broken.append((owner, name, kept))
     if name == "_forward_pre_hooks":
-        setattr(owner, name, type(kept)())
-    elif kind == "replaced":
+        kept.clear()
+        return
+    _broken.append((owner, name, kept))
+    if kind == "replaced":
         setattr(owner, name, kept.__wrapped__)
     else:
         setattr(owner, name, {"exception": _fail, "None": _nothing, "wrong shape": _misshapen}[kind])
