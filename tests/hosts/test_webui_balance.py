@@ -17,7 +17,7 @@ from test_webui_extension import BENIGN, Painted, Studio, _axis, same
 from saferegion_lab.microworld import MicroWorld
 
 PERSON, STATED = "a baker at sunset", "a baker with a round hat"
-BURNING = "a baker at sunset, a burning red house in flames"
+BURNING = f"{PERSON} :0.3 AND a burning red house in a meadow"
 HAT = {"enabled": False, "balance": True, "axes": "my/hat"}
 OFF = {"enabled": False}
 SEED = 100
@@ -97,7 +97,8 @@ def test_a_picture_of_a_batch_is_made_again_from_its_parameters(paint: Studio, f
 def test_what_a_gate_holds_is_painted_as_without_and_said(paint: Studio, prompt: str, why: str) -> None:
     plain, held = (paint(args, prompt=prompt, batch_size=2, steps=3) for args in (OFF, HAT))
     assert same(plain, held)
-    assert all(f"hat ({why})" in text and "Safe region groups" not in text for text in own(held))
+    said = re.compile(rf"Safe region left as it is: \"?hat \([^)]*{why}")
+    assert all(said.search(text) and "Safe region groups" not in text for text in own(held)), own(held)
     assert not any("Safe region" in text for text in own(plain))
 
 
