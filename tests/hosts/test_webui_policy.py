@@ -37,7 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "mode erase": {"args": [{"enabled": True, "concepts": ["fire"], "mode": "erase", "strength": 0.05}]},
     "preset gentle": {"args": [{"enabled": True, "concepts": ["fire"], "preset": "gentle"}]},
     "garbage": {"args": [{"enabled": "no"}]},
-    "infotext": {"request": {"infotext": INFOTEXT}},
+    "infotext": {"request": {"infotext": INFOTEXT, "styles": []}},  # Forge cannot do without
     "override_settings": {
         "request": {"override_settings": {"safe_region_default_on": False, "safe_region_concepts": []}}
     },
