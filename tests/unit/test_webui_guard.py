@@ -386,7 +386,8 @@ def test_plain_names_of_own_concepts_are_pasted_as_the_page_lists_them(hosts: An
     read = {name: reader(written) for name, reader in fields}
     assert read["concepts"] == [FIRE, FIRE, "nudity"]
     assert Arguments.parse([read]).strengths == ((FIRE, 0.5), ("nudity", 2.0))
-    assert all(reader({"Steps": "20"}) is None for name, reader in fields if name != "enabled")
+    unsaid = {name: value for name, reader in fields if (value := reader({"Steps": "20"})) is not None}
+    assert unsaid == {"enabled": False, "balance": False}
 
 
 def test_the_panel_says_what_is_on_in_plain_words(hosts: Any) -> None:
