@@ -48,7 +48,7 @@ def test_the_picture_of_balance(webui: WebUI) -> None:
         page.page.evaluate("document.activeElement.blur()")
         page.page.mouse.move(5, 5)
         page.page.wait_for_timeout(1500)
-        page.page.screenshot(path=str(DOCS / "webui-balance.png"), full_page=True)
+        page.page.locator(f"#{webui_page.ACCORDION}_balance").screenshot(path=str(DOCS / "webui-balance.png"))
 
 
 def _painted(page: webui_page.Page) -> None:
