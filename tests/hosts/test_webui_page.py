@@ -86,15 +86,13 @@ def test_balance_has_a_fold_of_its_own(page: webui_page.Page, webui: WebUI) -> N
     page.page.locator(f"#{webui_page.ACCORDION}_enabled-visible-checkbox").set_checked(False)
     page.tick("balance")
     page.choose("my/hat", control="balance_axes")
-    page.page.wait_for_timeout(1500)
-    assert page.headline("balance") == "Safe Region: balance hat"
-    assert page.shares() == [("Of 100 pictures: round", 50), ("Of 100 pictures: pointed", 50)]
+    page.until(lambda: page.headline("balance") == "Safe Region: balance hat")
+    page.until(lambda: page.shares() == [("Of 100 pictures: round", 50), ("Of 100 pictures: pointed", 50)])
+    about = page.control("balance_about").first
     page.number("share_0", 25)
-    page.page.wait_for_timeout(1500)
-    assert "together 75, make it 100" in page.control("balance_about").first.inner_text()
+    page.until(lambda: "together 75, make it 100" in about.inner_text())
     page.number("share_1", 75)
-    page.page.wait_for_timeout(1500)
-    assert "together" not in page.control("balance_about").first.inner_text()
+    page.until(lambda: "together" not in about.inner_text())
     batch = page.page.locator("#txt2img_batch_size input[type=number]").first
     batch.fill("4")
     batch.press("Enter")
@@ -102,15 +100,13 @@ def test_balance_has_a_fold_of_its_own(page: webui_page.Page, webui: WebUI) -> N
     assert "Hat: " in log and "pointed 3" in log and "round 1" in log, log
     picture = newest(webui)
     page.choose("gender", control="balance_axes")
-    page.page.locator(f"#{webui_page.ACCORDION}_balance-visible-checkbox").set_checked(False)
-    page.page.wait_for_timeout(1500)
-    assert page.headline("balance") == "Safe Region: balance gender presentation"
+    box = page.page.locator(f"#{webui_page.ACCORDION}_balance-visible-checkbox")
+    box.set_checked(False)
+    page.until(lambda: page.headline("balance") == "Safe Region: balance gender presentation")
     page.paste_from(picture)
-    page.page.wait_for_timeout(1500)
-    assert page.page.locator(f"#{webui_page.ACCORDION}_balance-visible-checkbox").is_checked()
-    assert page.headline("balance") == "Safe Region: balance hat"
-    assert [share for _, share in page.shares()] == [25, 75]
-    page.page.locator(f"#{webui_page.ACCORDION}_balance-visible-checkbox").set_checked(False)
+    page.until(lambda: box.is_checked() and page.headline("balance") == "Safe Region: balance hat")
+    page.until(lambda: [share for _, share in page.shares()] == [25, 75])
+    box.set_checked(False)
     batch.fill("1")
     batch.press("Enter")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,14 @@ class Page:
              float(s.locator("input[type=number]").first.input_value()))
             for s in shown if s.count() and s.first.is_visible()
         ]  # fmt: skip
+
+    def until(self, said: Callable[[], bool]) -> None:
+        """Waits for what the page is to show; a busy machine takes its time."""
+        for _ in range(240):
+            if said():
+                return
+            self.page.wait_for_timeout(250)
+        raise AssertionError("the page does not show what it should")
 
     def write(self, name: str, text: str) -> None:
         self.control(name, "textarea, input[type=text]").first.fill(text)
