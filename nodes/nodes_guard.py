@@ -15,6 +15,23 @@ REGION_TIP = "What is switched on; nothing connected: every bundled concept."
 ID = {"unique_id": "UNIQUE_ID"}
 
 
+def negative_switch(where: str = "") -> tuple[str, dict[str, Any]]:
+    """The switch that guards the negative prompt too; ``where``: more words of its tooltip."""
+    tip = f"Whether the negative prompt is guarded too{where}"
+    return "BOOLEAN", {"default": False, "tooltip": tip}
+
+
+def looked_at(fitted: Any, selection: sr.Selection, clip: Any, text: str) -> tuple[bool, str, Any]:
+    """Whether a text is moved, the report of it, and its heat map ``[1, H, W, 3]``."""
+    from .clip_guard import look
+    from .encoder import TextEncoder
+    from .pictures import heat_maps, token_strings
+
+    seen = look(fitted, selection, TextEncoder.of(clip), clip, text)
+    strings = token_strings(clip.tokenizer, seen.tokens, seen.conditioning)
+    return seen.report.moved, seen.report.text([strings]), heat_maps(seen.report, strings, " ".join(text.split()))
+
+
 class _Guarding:
     """What the nodes below depend on besides their inputs."""
 
@@ -66,14 +83,7 @@ class GuardModel(_Guarding):
             "required": {
                 "model": ("MODEL", {"tooltip": "The diffusion model to guard. The one connected stays as it is."}),
                 "clip": ("CLIP", {"tooltip": CLIP_TIP}),
-                "guard_negative": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Whether the negative prompt is guarded too. Off: what you wrote there to avoid "
-                        "something keeps its force.",
-                    },
-                ),
+                "guard_negative": negative_switch(". Off: what you wrote there to avoid something keeps its force."),
             },
             "optional": {"region": (REGION, {"tooltip": REGION_TIP})},
             "hidden": ID,
@@ -164,16 +174,11 @@ class Inspect(_Guarding):
     ) -> Mapping[str, Any]:
         from nodes import PreviewImage
 
-        from .clip_guard import look
         from .encoder import TextEncoder
-        from .pictures import heat_maps, token_strings
         from .wrap import fit
 
-        encoder, selection = TextEncoder.of(clip), region or everything()
-        seen = look(fit(selection, encoder), selection, encoder, clip, text)
-        strings = token_strings(clip.tokenizer, seen.tokens, seen.conditioning)
-        said = seen.report.text([strings])
-        image = heat_maps(seen.report, strings, " ".join(text.split()))
+        selection = region or everything()
+        _, said, image = looked_at(fit(selection, TextEncoder.of(clip)), selection, clip, text)
         show_below(unique_id, said)
         shown = PreviewImage().save_images(image)["ui"]["images"]
         return {"ui": {"images": shown, "text": (said,)}, "result": (image, said)}

@@ -9,6 +9,7 @@ from typing import Any
 from .. import saferegion as sr
 from ..saferegion.guard.presets import NORMAL, PRESETS
 from . import files
+from .nodes_guard import ID, looked_at, negative_switch
 from .nodes_region import BUNDLED, CATEGORY, REGION, bundled, read
 from .progress import show_below
 from .rows import Row, chosen
@@ -75,15 +76,9 @@ class SafeRegionGuard:
                         "tooltip": "A prompt to look at: what 'moved', 'report' and the heat map are about.",
                     },
                 ),
-                "guard_negative": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Whether the negative prompt is guarded too, where the model samples.",
-                    },
-                ),
+                "guard_negative": negative_switch(", where the model samples."),
             },
-            "hidden": {"unique_id": "UNIQUE_ID"},
+            "hidden": ID,
         }
 
     @classmethod
@@ -163,17 +158,6 @@ def selected(concepts: str, preset: str, region: sr.Selection | None) -> sr.Sele
     if not found.choices:
         raise sr.SafeRegionError("Nothing is switched on: switch a row on, or bypass the node.")
     return replace(found, preset=preset)
-
-
-def looked_at(fitted: Any, selection: sr.Selection, clip: Any, text: str) -> tuple[bool, str, Any]:
-    """Whether a text is moved, the report of it, and its heat map ``[1, H, W, 3]``."""
-    from .clip_guard import look
-    from .encoder import TextEncoder
-    from .pictures import heat_maps, token_strings
-
-    seen = look(fitted, selection, TextEncoder.of(clip), clip, text)
-    strings = token_strings(clip.tokenizer, seen.tokens, seen.conditioning)
-    return seen.report.moved, seen.report.text([strings]), heat_maps(seen.report, strings, " ".join(text.split()))
 
 
 def blank() -> Any:
