@@ -7,16 +7,21 @@ the cross-attentions in the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from ..saferegion.core.errors import ConditioningError
 from ..saferegion.guard.selection import Guard
 from .family import Family
 
 CROSS_ATTENTION, READS = "attn2", ("to_k", "to_v")
+WEIGHTS = "weight"
+"""What the host calls hooks that change weights alone, as LoRA does."""
+DEEPEST = 3
+"""Lists in lists that are looked through."""
 SAME = 1e-2
 """Relative distance up to which a row is the negative prompt's: models compute in half precision."""
 
@@ -26,6 +31,47 @@ def captured(options: Mapping[str, Any]) -> bool:
     given = options.get("transformer_options", {})
     replaced = given.get("patches_replace", {})
     return bool(given.get("patches", {}).get("attn2_patch")) or bool(replaced.get(CROSS_ATTENTION))
+
+
+def hooks_of(entries: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Hooks that conditionings carry and that change more than weights: texts can be kept in them."""
+    groups = [entry.get("hooks") for entry in entries]
+    hooks = [hook for group in groups for hook in getattr(group, "hooks", ())]
+    return [h for h in hooks if getattr(getattr(h, "hook_type", None), "value", None) != WEIGHTS]
+
+
+def texts_in(value: Any, width: int, depth: int = 0) -> Iterator[torch.Tensor]:
+    """Conditionings ``[B, T, width]`` that an object keeps."""
+    if isinstance(value, torch.Tensor):
+        if value.ndim == 3 and value.shape[2] == width and value.is_floating_point():
+            yield value
+    elif depth < DEEPEST:
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        for each in inner if depth else vars(value).values():
+            yield from texts_in(each, width, depth + 1)
+
+
+def refuse_kept(family: Family, guard: Guard, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ConditioningError where a hook of some conditioning keeps a text that is outside, or that nobody finds."""
+    for hook in hooks_of(entries):
+        texts = list(texts_in(hook, family.width))
+        if texts and all(family.guard(guard, text, None, {}, own=True)[0] is text for text in texts):
+            continue
+        raise ConditioningError(
+            f"This conditioning carries a hook of another pack ({type(hook).__name__}) with a text of its own, which "
+            "cannot be guarded here: put Guard CLIP before the node that makes it."
+        )
+
+
+def readers(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers of cross-attentions that read texts; none where a network has no such attentions."""
+    return [
+        layer
+        for name, part in network.named_modules()
+        if name.rpartition(".")[2] == CROSS_ATTENTION
+        for read in READS
+        if isinstance(layer := getattr(part, read, None), torch.nn.Module)
+    ]
 
 
 @contextmanager
@@ -42,13 +88,7 @@ def watching(network: torch.nn.Module, family: Family, guard: Guard, free: Seque
             return None
         return (inside(x, family, guard, free), *given[1:])
 
-    hooks = [
-        layer.register_forward_pre_hook(hook)
-        for name, part in network.named_modules()
-        if name.rpartition(".")[2] == CROSS_ATTENTION
-        for read in READS
-        if isinstance(layer := getattr(part, read, None), torch.nn.Module)
-    ]
+    hooks = [layer.register_forward_pre_hook(hook) for layer in readers(network)]
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from .files import library
 from .progress import this_run
 from .wrap import Fitted, Tell, fit, guard_model, told
 
+WATCHED = "safe_region_guard"
+"""What an inner encoder carries its guard as, while a guarded CLIP is loaded."""
 SHOWN = 4
 """Last prompts of which a guarded CLIP shows what was done: one positive and one negative at least."""
 
@@ -117,7 +120,7 @@ class ClipGuard:
         embedded, pooled, extras = output(result)
         fitted = self.fitted()
         guard = fitted.guard.naming(names)
-        embedded, pooled, changed, report = fitted.family.guard(guard, embedded, pooled, extras)
+        embedded, pooled, changed, report = fitted.family.guard(guard, embedded, pooled, extras, own=True)
         return (embedded, pooled, *([{**extras, **changed}, *result[3:]] if len(result) > 2 else [])), report
 
 
@@ -131,11 +134,14 @@ class InnerGuard(ClipGuard):
     def __init__(self, whole: ClipGuard, clip: Any, name: str, key: str) -> None:
         self.selection, self.tell, self.texts = whole.selection, whole.tell, whole.texts
         self._whole, self._name, self._key = whole, name, key
-        inner = getattr(clip.cond_stage_model, name)
-        self.safe_region_unguarded = unguarded(inner.encode_token_weights)
-        rows = clip.patcher.get_model_object(f"{name}.encode_token_weights")
-        self._rows = rows
-        self._inner = lambda tokens, *args, **kwargs: rows(tokens[key], *args, **kwargs)
+        inner, watched = getattr(clip.cond_stage_model, name), _watched(getattr(clip.cond_stage_model, name))
+        self.place = f"{name}.{WATCHED if watched else 'encode_token_weights'}"
+        own = MethodType(type(inner).encode_token_weights, inner)
+        self.safe_region_unguarded = own if watched else unguarded(inner.encode_token_weights)
+        before = clip.patcher.object_patches.get(self.place)
+        self._before = before if isinstance(before, InnerGuard) else None
+        self._rows = own if watched else clip.patcher.get_model_object(self.place)
+        self._inner = lambda tokens, *args, **kwargs: self._encoded(tokens[key], *args, **kwargs)
         self._stage = clip.cond_stage_model
         self._fitted: dict[Any, Fitted] = {}
         self._said = whole._said
@@ -151,11 +157,37 @@ class InnerGuard(ClipGuard):
             return self._whole.fitted() if alone else super().fitted()  # an only one gives what the whole one gives
 
     def __call__(self, rows: Any, *args: Any, **kwargs: Any) -> Any:
-        if working():
-            return self._rows(rows, *args, **kwargs)
+        return self._rows(rows, *args, **kwargs) if working() else self.guarded(rows, *args, **kwargs)
+
+    def guarded(self, rows: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the encoder gives for rows, inside the region of this guard and of those that came before it."""
+        return self._inside(self._encoded(rows, *args, **kwargs), {self._key: rows}, *args, **kwargs)
+
+    def _encoded(self, rows: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._before is not None:
+            return self._before.guarded(rows, *args, **kwargs)
         with within():
-            result = self._rows(rows, *args, **kwargs)
-        return self._inside(result, {self._key: rows}, *args, **kwargs)
+            return self._rows(rows, *args, **kwargs)
+
+
+def _watched(inner: torch.nn.Module) -> bool:
+    """Whether an inner encoder asks the guard that it carries as :data:`WATCHED` by itself.
+
+    Most are of one class of the host, which is taught to once. So nothing stands in the place of the encoder's own
+    method, which other packs put theirs into while they encode (smZNodes) or in a clone of the CLIP (Prompt Control).
+    """
+    base = sd1_clip.ClipTokenWeightEncoder
+    if not hasattr(base, WATCHED):
+        plain = base.encode_token_weights
+
+        def encode_token_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
+            guard = getattr(self, WATCHED)
+            return plain(self, *args, **kwargs) if guard is None or working() else guard(*args, **kwargs)
+
+        setattr(base, WATCHED, None)
+        encode_token_weights.safe_region_watches = True  # type: ignore[attr-defined]
+        base.encode_token_weights = encode_token_weights
+    return hasattr(type(inner).encode_token_weights, "safe_region_watches")
 
 
 def inner_guards(whole: ClipGuard, clip: Any) -> list[tuple[str, InnerGuard]]:
@@ -165,7 +197,8 @@ def inner_guards(whole: ClipGuard, clip: Any) -> list[tuple[str, InnerGuard]]:
         for name in (key, f"clip_{key}", f"{key}_small"):
             inner = getattr(stage, name, None)
             if isinstance(inner, torch.nn.Module) and callable(getattr(inner, "encode_token_weights", None)):
-                found.append((f"{name}.encode_token_weights", InnerGuard(whole, clip, name, key)))
+                guard = InnerGuard(whole, clip, name, key)
+                found.append((guard.place, guard))
                 break
     return found
 

@@ -23,7 +23,7 @@ from . import files
 from .denoiser import PIXELS, HostDenoiser
 from .encoder import TextEncoder
 from .keys import POOLED
-from .wrap import fit, guard_conditioning
+from .wrap import fit, guard_conditioning, require_model
 
 log = logging.getLogger("saferegion")
 
@@ -68,6 +68,7 @@ class Run:
     """One run of the node."""
 
     def __init__(self, model: Any, clip: Any, vae: Any, size: tuple[int, int], tell: Callable[[str], None]) -> None:
+        require_model(model)
         self.model, self.vae, self.size, self.tell = model, vae, size, tell
         self.clip = clip
         self.encoder = TextEncoder.of(clip)

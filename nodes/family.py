@@ -199,9 +199,17 @@ class Family:
     # -- guarding --------------------------------------------------------------------------------------------------
 
     def guard(
-        self, guard: Guard, tokens: torch.Tensor, pooled: torch.Tensor | None, extras: Mapping[str, Any]
+        self,
+        guard: Guard,
+        tokens: torch.Tensor,
+        pooled: torch.Tensor | None,
+        extras: Mapping[str, Any],
+        own: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any], GuardReport | None]:
         """One conditioning guarded: new tensors where something moved, the same objects where nothing did.
+
+        ``own``: this encoder has made it just now, so its begin token is not asked where it comes from; some nodes
+        encode prompts whose begin token they have masked.
 
         Returns:
             ``cross_attn``, ``pooled_output``, the changed keys of ``extras``, and the report (None: no text in it).
@@ -216,7 +224,7 @@ class Family:
             report.require_resolved()
             return after, report
 
-        return self.change(resolved, tokens, pooled, extras)
+        return self.change(resolved, tokens, pooled, extras, own)
 
     def change(
         self,
@@ -224,9 +232,13 @@ class Family:
         tokens: torch.Tensor,
         pooled: torch.Tensor | None,
         extras: Mapping[str, Any],
+        own: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any], Told | None]:
-        """One conditioning as ``change`` leaves it, and what it tells; returns and raises as :meth:`guard`."""
+        """One conditioning as ``change`` leaves it, and what it tells; takes ``own``, returns and raises as
+        :meth:`guard`."""
         self._check(tokens, pooled, extras)
+        if not own:
+            self._same_encoder(tokens)
         parts = self._parts(tokens, pooled, extras)
         if not any(bool(p.mask.any()) for p in parts) and self._pooled(pooled, tokens) is None:
             return tokens, pooled, {}, None
@@ -259,7 +271,7 @@ class Family:
         if tokens.shape[2] != self.width:
             raise ConditioningError(
                 f"This conditioning is {tokens.shape[2]} wide and the connected CLIP gives {self.width}: connect the "
-                "CLIP that made the conditioning."
+                "CLIP that made the conditioning, or take the guard out where a model reads no text at all."
             )
         if pooled is not None and (not isinstance(pooled, torch.Tensor) or pooled.ndim != 2):
             raise ConditioningError("pooled_output must be a tensor [batch, width] or absent.")
@@ -285,7 +297,6 @@ class Family:
                 f"This conditioning carries text in '{unknown[0]}', which the connected CLIP does not give: connect "
                 "the CLIP that made the conditioning."
             )
-        self._same_encoder(tokens)
 
     def _same_encoder(self, tokens: torch.Tensor) -> None:
         """The first row is the same for every prompt of one encoder and layer, and another one's otherwise."""

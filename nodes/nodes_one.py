@@ -15,6 +15,8 @@ from .progress import show_below
 from .rows import Row, chosen
 
 DEFAULT = str(Row(BUNDLED))
+UNCONNECTED = object()
+"""What the optional MODEL is where nothing is connected; None comes from a checkpoint that has none."""
 
 
 def offered() -> list[str]:
@@ -101,14 +103,19 @@ class SafeRegionGuard:
         clip: Any,
         concepts: str,
         preset: str,
-        model: Any = None,
+        model: Any = UNCONNECTED,
         region: sr.Selection | None = None,
         text: str | None = None,
         guard_negative: bool = False,
         unique_id: Any = None,
     ) -> Mapping[str, Any]:
         from .clip_guard import guard_both
+        from .wrap import require_model
 
+        if model is UNCONNECTED:
+            model = None
+        else:
+            require_model(model)
         selection = selected(concepts, preset, region)
         told = Told(unique_id, selection)
         told.show()

@@ -284,7 +284,13 @@ class SaveDirections:
             [c.concept for c in region.choices], encoder, progress=Progress(), settings=encoder.settings()
         )
         for directions, path in zip(compiled, paths, strict=True):
-            directions.save(path)
+            try:
+                directions.save(path)
+            except OSError as error:
+                raise sr.SafeRegionError(
+                    f"{_below(path)} cannot be written into models/{files.FOLDER} ({error.strerror or error}): make "
+                    "room or free the folder for writing, and run again."
+                ) from None
         names = "\n".join(_below(p) for p in paths)
         chosen = sr.Selection().add(
             *(sr.Choice(d, c.strength, c.mode) for d, c in zip(compiled, region.choices, strict=True))

@@ -13,7 +13,7 @@ from comfy import model_management
 from ..saferegion.core.errors import ConditioningError, SafeRegionError
 from ..saferegion.core.fingerprint import Fingerprint
 from ..saferegion.guard.selection import NO_MINORS, Guard, GuardReport, Selection
-from .backstop import captured, watching
+from .backstop import captured, hooks_of, readers, refuse_kept, texts_in, watching
 from .encoder import TextEncoder
 from .family import Family
 from .files import library
@@ -132,6 +132,7 @@ def guard_conditioning(fitted: Fitted, conditioning: Any) -> tuple[list[list[Any
             raise ConditioningError(
                 "The conditioning is not made of [tensor, options] pairs; connect the output of a text encode node."
             )
+        refuse_kept(fitted.family, fitted.guard, [entry[1]])
         for tokens, options, told in guard_windows(fitted, entry[0], entry[1]):
             guarded.append([tokens, options])
             reports += told
@@ -165,10 +166,16 @@ class SamplingGuard:
     def sampling(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """Around the steps themselves: what other packs have captured is caught where the network reads it."""
         guider, _, extra = args[:3]
-        if not captured(extra["model_options"]):
+        network, family = guider.inner_model.diffusion_model, self.fitted.family
+        alone = [NEGATIVE] if not self.negative else []
+        entries = [e for name, own in guider.conds.items() if name not in alone for e in own or ()]
+        if not captured(extra["model_options"]) and not hooks_of(entries):
             return executor(*args, **kwargs)
-        network = guider.inner_model.diffusion_model
-        with watching(network, self.fitted.family, self.fitted.guard, self._free):
+        if not readers(network):
+            refuse_kept(family, self.fitted.guard, entries)
+        kept = hooks_of(e for name in alone for e in guider.conds.get(name) or ())
+        free = [*self._free, *(text for hook in kept for text in texts_in(hook, family.width))]
+        with watching(network, family, self.fitted.guard, free):
             return executor(*args, **kwargs)
 
     def guarded(self, conds: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -200,14 +207,19 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
+def require_model(model: Any) -> None:
+    """Raise SafeRegionError where a MODEL input holds none, as that of a checkpoint without one."""
+    if not hasattr(model, "model_options"):
+        raise SafeRegionError("The MODEL input holds no diffusion model; connect the MODEL of a checkpoint or loader.")
+
+
 def guard_model(model: Any, fitted: Fitted, negative: bool, tell: Tell) -> Any:
     """A MODEL whose every sampling is guarded; the one given stays as it is.
 
     Raises:
         SafeRegionError: a host that is too old to be guarded here.
     """
-    if not hasattr(model, "model_options"):
-        raise SafeRegionError("The MODEL input holds no diffusion model; connect the MODEL of a checkpoint or loader.")
+    require_model(model)
     guarded = model.clone()
     kinds = comfy.patcher_extension.WrappersMP
     guard = SamplingGuard(fitted, negative, tell)

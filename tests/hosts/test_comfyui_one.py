@@ -129,6 +129,17 @@ def test_a_pack_that_encodes_through_an_inner_encoder_is_guarded(comfyui: ComfyU
     assert torch.equal(latent(comfyui, saved(g)), guarded)
 
 
+@pytest.mark.parametrize("text", [UNSAFE, "a red house under lightning in a meadow", BENIGN])
+def test_two_guards_in_a_row_both_hold_for_an_inner_encoder(comfyui: ComfyUI, text: str) -> None:
+    def by(encode: Encode) -> Graph:
+        g = Graph("clip", text, ("fire.yaml", "lightning.yaml"))
+        g.ksampler(g.model, encode(g, g.guarded(g.clip), text), g.encode(g.clip, ""), steps=2, cfg=GUIDANCE)
+        return saved(g)
+
+    assert torch.equal(latent(comfyui, by(inner)), latent(comfyui, by(Graph.encode)))
+    assert torch.equal(latent(comfyui, by(inner)), latent(comfyui, one(text, ""))) == (text == BENIGN)
+
+
 def coupled(captured: str, model_guarded: bool, guard_captured: bool = False) -> Graph:
     """A benign prompt, and another text that a patch of the attention has kept."""
     g = Graph("model" if model_guarded else "", BENIGN)

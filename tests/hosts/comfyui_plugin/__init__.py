@@ -87,6 +87,21 @@ class AnyText:
         return (text,)
 
 
+class Nothing:
+    """What a loader gives for a part that its checkpoint does not have."""
+
+    RETURN_TYPES = (Anything("*"),)
+    FUNCTION = "give"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def give(self) -> tuple[None]:
+        return (None,)
+
+
 class BrokenConditioning:
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "give"
@@ -179,6 +194,7 @@ class StrangeKey:
 
 NODE_CLASS_MAPPINGS = {
     "TestAnyText": AnyText,
+    "TestNothing": Nothing,
     "TestBrokenConditioning": BrokenConditioning,
     "TestInnerEncode": InnerEncode,
     "TestCouple": Couple,
