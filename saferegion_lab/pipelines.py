@@ -26,6 +26,7 @@ REFUSED: tuple[tuple[str, str], ...] = (
     (r"Combined|AutoPipelineFor", _PARTS),
     (r"BriaFibo", "its transformer reads every layer of its text encoder"),
     (r"LEdits", "its prompts say what to add and what to take away"),
+    (r"SanaWM", "it encodes one prompt at a time, into embeddings of four dimensions"),
     (r"Ideogram4", "its prompt and its picture are one sequence"),
     (r"DiffusionGemma|LLaDA2", "it writes text, it paints no pictures"),
     (r"Onnx|ONNX", "it runs outside of torch"),
@@ -104,6 +105,10 @@ def main() -> None:
     import diffusers
 
     rows = classes()
+    before = json.loads(TABLE.read_text(encoding="utf-8"))
+    if before["diffusers"] == diffusers.__version__:  # written where more was installed beside it
+        missing = [n for n, r in rows.items() if str(r.get("refused", "")).endswith("which was not there")]
+        rows |= {n: before["classes"][n] for n in missing if n in before["classes"]}
     lines = ",\n".join(f'  "{n}": {json.dumps(r)}' for n, r in rows.items())
     text = f'{{\n "diffusers": "{diffusers.__version__}",\n "classes": {{\n{lines}\n }}\n}}\n'
     write_whole(TABLE, text.encode())

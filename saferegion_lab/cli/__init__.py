@@ -14,7 +14,7 @@ except ImportError:
 from saferegion import __version__
 from saferegion.core.errors import SafeRegionError
 
-from . import bench, concepts, console, demo, directions, discover, doctor, export, packs, policy, prompts
+from . import bench, concepts, console, demo, directions, discover, doctor, evaluate, export, packs, policy, prompts
 
 REFUSED = 1
 
@@ -36,6 +36,7 @@ app.command("compile")(directions.compile_command)
 app.command("inspect")(prompts.inspect)
 app.command("import")(directions.import_command)
 app.command("verify")(directions.verify)
+app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +42,7 @@ class Encoder:
     family: str
     folders: tuple[Path, ...] = ()
     neutral: tuple[str, ...] | None = None
+    batch: int | None = None
 
 
 def encoder_of(name: str, device: str, tokenizer: Path | None) -> Encoder:
@@ -57,11 +58,23 @@ def encoder_of(name: str, device: str, tokenizer: Path | None) -> Encoder:
     return Encoder(loaded, loaded.token_strings, loaded.family)
 
 
+def pipeline_encoder(model: str, device: str) -> Encoder:
+    """The text encoder of a whole pipeline of diffusers, asked through the pipeline's own ``encode_prompt``."""
+    from saferegion.diffusers import encoder_of as of
+
+    from ..evaluate.painters import load_pipeline
+
+    with console.err.status("reading the pipeline"):
+        encode = of(load_pipeline(model, {}).to(device))
+    return Encoder(encode, lambda prompt: [], encode.family, batch=encode.batch)
+
+
 def directions_of(encoder: Encoder, names: list[str]) -> list[Direction]:
     from saferegion.guard.library import Library
     from saferegion.learn.settings import CompileSettings
 
+    settings = CompileSettings(family=encoder.family)
+    if encoder.batch is not None:
+        settings = replace(settings, batch_size=encoder.batch)
     with console.compiling() as told:
-        return Library(encoder.folders).directions(
-            list(names), encoder.encode, encoder.neutral, told, CompileSettings(family=encoder.family)
-        )
+        return Library(encoder.folders).directions(list(names), encoder.encode, encoder.neutral, told, settings)

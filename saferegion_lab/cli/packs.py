@@ -12,7 +12,7 @@ from rich.table import Table
 from saferegion.core.errors import NotSeparableError, SafeRegionError
 
 from . import console
-from .encoder import DeviceOption, EncoderOption, TokenizerOption, directions_of, encoder_of
+from .encoder import MICROWORLD, DeviceOption, TokenizerOption, directions_of, encoder_of, pipeline_encoder
 
 if TYPE_CHECKING:
     from saferegion.core.direction import Direction
@@ -26,8 +26,14 @@ app = typer.Typer(no_args_is_help=True, help="Vector packs: concepts compiled fo
 @app.command("build")
 def pack_build(
     folder: Annotated[Path, typer.Argument(help="The folder to write; a pack that is there is replaced.")],
-    encoder: EncoderOption,
     name: Annotated[str, typer.Option("--name", "-n", help="What people read: which encoder it is for.")],
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", "-e", help=f"Text encoder: directory, checkpoint or '{MICROWORLD}'.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="In its place: a pipeline of diffusers (folder, .safetensors or hub id)."),
+    ] = None,
     concept: Annotated[
         list[str] | None, typer.Option("--concept", "-c", help="Only these concepts (default: all bundled).")
     ] = None,
@@ -45,7 +51,9 @@ def pack_build(
 
     if folder.is_file():
         raise SafeRegionError(f"{folder} is a file; give a folder for the pack.")
-    loaded = encoder_of(encoder, device, tokenizer)
+    if (encoder is None) == (model is None):
+        raise typer.BadParameter("say which text encoder the pack is for, with either --encoder or --model")
+    loaded = encoder_of(encoder, device, tokenizer) if encoder is not None else pipeline_encoder(str(model), device)
     found, left = _compiled(loaded, concept or Library().names(), every=not concept)
     build(folder, found, name=name, licence=licence)
     pack = check(folder)

@@ -71,12 +71,12 @@ def t5(kind: str = "T5") -> Any:
     return shaken(getattr(transformers, f"{kind}EncoderModel")(config))
 
 
-def qwen3() -> Any:
+def qwen3(layers: int = 3) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(4)
     config = Qwen3Config(
-        vocab_size=len(words(True)), hidden_size=WIDTH, intermediate_size=37, num_hidden_layers=3,
+        vocab_size=len(words(True)), hidden_size=WIDTH, intermediate_size=37, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=2048,
     )  # fmt: skip
     return shaken(Qwen3ForCausalLM(config))
@@ -173,7 +173,8 @@ def build(cls: Any, **parts: Any) -> Any:
             kind = kinds[name]
             both = [k for k in kinds.values() if k == kind]
             if kind in TEXT_ENCODERS:
-                given[name] = text_encoder(kind, len(both) > 1 and name == "text_encoder_2")
+                deep = cls.__name__.startswith("Flux2") and kind.startswith("Qwen3")  # it reads layers 9, 18 and 27
+                given[name] = qwen3(28) if deep else text_encoder(kind, len(both) > 1 and name == "text_encoder_2")
             else:
                 given[name] = words(chats) if kind == "AutoTokenizer" else TOKENIZERS[kind]()
         elif name not in ("self", "kwargs", "args") and parameter.default is inspect.Parameter.empty:
