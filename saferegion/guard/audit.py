@@ -161,6 +161,8 @@ def verify_log(file: Path) -> Verified:
     Raises:
         AuditError: says the first line that was changed, put in or taken out, or what is missing.
     """
+    if not file.name or file.is_dir():
+        raise AuditError(f"{file} is a folder: give the file of the log.")
     key = _key(file, make=False)
     number, last, first, dropped, torn = 0, NOTHING, 1, 0, 0
     each = [*rotated(file), file]

@@ -217,3 +217,9 @@ def test_without_its_key_a_log_neither_goes_on_nor_verifies(tmp_path: Path) -> N
     for use in (lambda: verify_log(path), lambda: AuditLog(LogSettings(path))):
         with pytest.raises(AuditError, match="audit.key"):
             use()
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_folder_is_no_log(name: str) -> None:
+    with pytest.raises(AuditError, match="is a folder: give the file of the log"):
+        verify_log(Path(name))
